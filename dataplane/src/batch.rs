@@ -1,0 +1,306 @@
+//! Packets in their buffers: one arena, many frames, each sealed and opened where it lies.
+
+use esplane_api::{DropReason, TunnelId};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Range,
+};
+
+/// Bytes a driver leaves free before an inner packet, for outer IPv6, UDP, ESP header and IV
+/// (40 + 8 + 8 + 8), rounded up to a cache line multiple.
+pub const HEADROOM_BYTES: usize = 128;
+/// Bytes a driver leaves free behind an inner packet, for padding, pad length, next header and ICV
+/// (3 + 2 + 16), rounded up.
+pub const TAILROOM_BYTES: usize = 64;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Not decided yet.
+    Pending,
+    /// On to the driver of the other side.
+    Forward,
+    /// Outbound: belongs to a tunnel that has no SA yet; hold it, bounded.
+    Hold(TunnelId),
+    /// Outbound: a policy lets it pass in clear.
+    Bypass,
+    /// Inbound: not ESP but a control message; its data starts behind the non-ESP marker.
+    Control,
+    /// No further.
+    Drop(DropReason),
+}
+
+/// The outer side of a packet: where it came from, or where it shall go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// Our address; unspecified where the kernel chooses.
+    pub local: IpAddr,
+    /// The peer's address and UDP port (0 for plain ESP).
+    pub remote: SocketAddr,
+    /// Whether it travels in UDP.
+    pub udp: bool,
+    /// DSCP (six bits) and ECN (two bits): the Type of Service or Traffic Class byte.
+    pub tos: u8,
+    /// Whether an outer IPv4 header has the Don't Fragment bit.
+    pub df: bool,
+}
+
+impl Outer {
+    /// Of a packet from the private network, before a tunnel is found for it.
+    pub const NONE: Self = Self {
+        local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        udp: false,
+        tos: 0,
+        df: false,
+    };
+}
+
+/// One packet: its place in the arena and what is known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct PacketBuf {
+    frame_start: u32,
+    frame_end: u32,
+    start: u32,
+    end: u32,
+    /// What becomes of it.
+    pub verdict: Verdict,
+    /// Its outer side.
+    pub outer: Outer,
+}
+
+impl PacketBuf {
+    /// Where its data lies in the arena.
+    pub fn data_range(&self) -> Range<usize> {
+        self.start as usize..self.end as usize
+    }
+
+    /// Length of its data in bytes.
+    pub fn data_bytes(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    /// Free bytes before its data.
+    pub fn headroom(&self) -> usize {
+        (self.start - self.frame_start) as usize
+    }
+
+    /// Free bytes behind its data.
+    pub fn tailroom(&self) -> usize {
+        (self.frame_end - self.end) as usize
+    }
+
+    /// Moves the edges of the data within the frame: `front` and `back` bytes more (or, negative,
+    /// fewer). `false`, and nothing changed, if the frame or the data would not allow it.
+    #[must_use]
+    pub fn grow(&mut self, front: i32, back: i32) -> bool {
+        let start = i64::from(self.start) - i64::from(front);
+        let end = i64::from(self.end) + i64::from(back);
+        let fits = i64::from(self.frame_start) <= start
+            && start <= end
+            && end <= i64::from(self.frame_end);
+        if fits {
+            (self.start, self.end) = (start as u32, end as u32);
+        }
+        fits
+    }
+}
+
+/// A bounded run of packets over one arena. Allocates when made, never again.
+///
+/// Frames are handed out in order. A driver either copies packets in ([`Batch::push`]), or lets the
+/// kernel write into the [spare frames](Batch::spare_frames) and then says what has arrived
+/// ([`Batch::push_received`]), or places packets itself where they shall leave from
+/// ([`Batch::push_placed`]).
+pub struct Batch {
+    arena: Box<[u8]>,
+    packets: Vec<PacketBuf>,
+    frame_bytes: usize,
+    capacity: usize,
+}
+
+impl Batch {
+    /// Room for `capacity` packets in frames of `frame_bytes`, headroom and tailroom included.
+    pub fn new(capacity: usize, frame_bytes: usize) -> Self {
+        assert!(
+            capacity
+                .checked_mul(frame_bytes)
+                .is_some_and(|bytes| bytes <= u32::MAX as usize),
+            "a batch's arena is addressed with 32 bits"
+        );
+        Self {
+            arena: vec![0; capacity * frame_bytes].into_boxed_slice(),
+            packets: Vec::with_capacity(capacity),
+            frame_bytes,
+            capacity,
+        }
+    }
+
+    /// Forgets all packets; the arena keeps its bytes.
+    pub fn clear(&mut self) {
+        self.packets.clear();
+    }
+
+    /// How many packets it holds.
+    pub fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Whether no frame is left.
+    pub fn is_full(&self) -> bool {
+        self.packets.len() == self.capacity
+    }
+
+    /// How many packets it can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Bytes of each frame, headroom and tailroom included.
+    pub fn frame_bytes(&self) -> usize {
+        self.frame_bytes
+    }
+
+    /// Its packets.
+    pub fn packets(&self) -> &[PacketBuf] {
+        &self.packets
+    }
+
+    /// Its packets, to be changed.
+    pub fn packets_mut(&mut self) -> &mut [PacketBuf] {
+        &mut self.packets
+    }
+
+    /// The bytes of one packet.
+    pub fn data(&self, index: usize) -> &[u8] {
+        &self.arena[self.packets[index].data_range()]
+    }
+
+    /// The bytes of one packet, to be changed.
+    pub fn data_mut(&mut self, index: usize) -> &mut [u8] {
+        &mut self.arena[self.packets[index].data_range()]
+    }
+
+    /// Arena and packets at once, for code that works on many packets in place.
+    pub fn parts_mut(&mut self) -> (&mut [u8], &mut [PacketBuf]) {
+        (&mut self.arena, &mut self.packets)
+    }
+
+    /// Copies one packet in. `false` if no frame is left or it does not fit into one.
+    #[must_use]
+    pub fn push(&mut self, data: &[u8], outer: Outer) -> bool {
+        let room = self
+            .frame_bytes
+            .saturating_sub(HEADROOM_BYTES + TAILROOM_BYTES);
+        if self.is_full() || data.len() > room {
+            return false;
+        }
+        let at = self.packets.len() * self.frame_bytes + HEADROOM_BYTES;
+        self.arena[at..at + data.len()].copy_from_slice(data);
+        self.push_received(data.len(), outer);
+        true
+    }
+
+    /// The frames not yet used, each without its headroom and tailroom, in the order in which
+    /// [`Batch::push_received`] takes them.
+    pub fn spare_frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
+        let used = self.packets.len() * self.frame_bytes;
+        let room = HEADROOM_BYTES..self.frame_bytes - TAILROOM_BYTES;
+        self.arena[used..]
+            .chunks_exact_mut(self.frame_bytes)
+            .map(move |frame| &mut frame[room.clone()])
+    }
+
+    /// Takes the next spare frame, into which `bytes` have been written.
+    ///
+    /// # Panics
+    /// If no frame is left or `bytes` exceeds a frame's room.
+    pub fn push_received(&mut self, bytes: usize, outer: Outer) {
+        let frame_start = self.packets.len() * self.frame_bytes;
+        let frame_end = frame_start + self.frame_bytes;
+        let start = frame_start + HEADROOM_BYTES;
+        assert!(
+            !self.is_full() && start + bytes + TAILROOM_BYTES <= frame_end,
+            "the packet exceeds its frame"
+        );
+        self.push_placed(frame_start..frame_end, start..start + bytes, outer);
+    }
+
+    /// Adds a packet at a place of the driver's choosing, such as one segment of a buffer that
+    /// leaves as a whole. Frames must not overlap; do not mix with the other ways to add packets.
+    ///
+    /// # Panics
+    /// If no packet more can be held, or the ranges do not nest within the arena.
+    pub fn push_placed(&mut self, frame: Range<usize>, data: Range<usize>, outer: Outer) {
+        assert!(
+            self.packets.len() < self.capacity
+                && frame.start <= data.start
+                && data.start <= data.end
+                && data.end <= frame.end
+                && frame.end <= self.arena.len(),
+            "frame {frame:?} and data {data:?} must nest within the arena"
+        );
+        self.packets.push(PacketBuf {
+            frame_start: frame.start as u32,
+            frame_end: frame.end as u32,
+            start: data.start as u32,
+            end: data.end as u32,
+            verdict: Verdict::Pending,
+            outer,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_lie_in_their_frames_with_room_on_both_sides() {
+        let mut batch = Batch::new(2, 2048);
+        assert!(batch.push(&[1, 2, 3], Outer::NONE) && batch.push(&[4], Outer::NONE));
+        assert!(batch.is_full() && !batch.push(&[5], Outer::NONE));
+        assert_eq!((batch.data(0), batch.data(1)), (&[1, 2, 3][..], &[4][..]));
+        let packet = batch.packets()[1];
+        assert_eq!(
+            (packet.headroom(), packet.tailroom()),
+            (128, 2048 - 128 - 1)
+        );
+    }
+
+    #[test]
+    fn a_packet_that_does_not_fit_is_refused() {
+        let mut batch = Batch::new(1, 256);
+        assert!(!batch.push(&[0; 256 - 128 - 64 + 1], Outer::NONE));
+        assert!(batch.push(&[0; 256 - 128 - 64], Outer::NONE));
+    }
+
+    #[test]
+    fn edges_move_only_within_the_frame() {
+        let mut batch = Batch::new(1, 256);
+        assert!(batch.push(&[7; 10], Outer::NONE));
+        let packet = &mut batch.packets_mut()[0];
+        assert!(packet.grow(128, 0) && !packet.grow(1, 0));
+        assert!(packet.grow(-128, -10) && packet.data_bytes() == 0 && !packet.grow(-1, 0));
+    }
+
+    #[test]
+    fn spare_frames_are_taken_in_order() {
+        let mut batch = Batch::new(3, 256);
+        assert!(batch.push(&[1], Outer::NONE));
+        for (value, frame) in (8..).zip(batch.spare_frames()) {
+            frame[0] = value;
+        }
+        batch.push_received(1, Outer::NONE);
+        batch.push_received(1, Outer::NONE);
+        assert_eq!(
+            (batch.data(0), batch.data(1), batch.data(2)),
+            (&[1][..], &[8][..], &[9][..])
+        );
+    }
+}
