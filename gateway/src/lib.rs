@@ -1,1 +1,2 @@
 //! gw
+pub mod netlink;
