@@ -1,2 +1,3 @@
 //! gw
+pub mod demo;
 pub mod netlink;

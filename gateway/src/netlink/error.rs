@@ -55,6 +55,10 @@ pub enum Action {
         link: u32,
         metric: u32,
     },
+    RemoveRouteVia {
+        prefix: IpPrefix,
+        router: IpAddr,
+    },
     FindRoute(IpAddr),
     ListRoutes,
 }
@@ -210,6 +214,9 @@ impl fmt::Display for Action {
                 f,
                 "remove the route to {prefix} by interface {link}, metric {metric}"
             ),
+            Self::RemoveRouteVia { prefix, router } => {
+                write!(f, "remove the route to {prefix} by way of {router}")
+            }
             Self::FindRoute(address) => write!(f, "find the route to {address}"),
             Self::ListRoutes => f.write_str("list the routes"),
         }

@@ -302,6 +302,20 @@ impl Netlink {
         outcome.map_err(|error| Action::AddRouteVia { prefix, router }.failed(error))
     }
 
+    /// Removes the route that [`Netlink::add_route_via`] added.
+    pub async fn remove_route_via(
+        &self,
+        prefix: IpPrefix,
+        router: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        let mut message = unrouted(prefix);
+        message
+            .attributes
+            .push(RouteAttribute::Gateway(router.into()));
+        let outcome = self.handle.route().del(message).execute().await;
+        outcome.map_err(|error| Action::RemoveRouteVia { prefix, router }.failed(error))
+    }
+
     /// Removes the route that [`Netlink::add_route`] added; never another's.
     pub async fn remove_route(
         &self,
