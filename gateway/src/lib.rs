@@ -1,1 +1,9 @@
-//! gw
+//! The Esplane daemon and command line as a library.
+
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod keys;
+pub mod show;
+pub mod status;
+pub mod telemetry;
