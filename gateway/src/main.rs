@@ -2,27 +2,32 @@
 
 use clap::Parser;
 use esplane_gateway::{
-    cli::{self, Cli, Command},
-    daemon, demo,
+    cli::{self, Cli, Command, Failure},
+    daemon,
 };
-use std::{io, process::ExitCode};
+use std::{
+    io::{stdin, stdout},
+    process::ExitCode,
+};
 
 fn main() -> ExitCode {
-    let output = &mut io::stdout().lock();
-    let done = match Cli::parse().command {
-        Command::Run(args) => daemon::run(&args),
-        Command::Check(args) => cli::check(&args, output),
-        Command::Keygen(args) => cli::keygen(&args, output),
-        Command::Pubkey(args) => cli::pubkey(&args, output),
-        Command::Genpsk => cli::genpsk(output),
-        Command::Show(args) => cli::show(&args, output),
-        Command::Demo(args) => return demo::run(&args),
-    };
-    match done {
+    match run(&Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{failure}");
             failure.exit_code()
         }
+    }
+}
+
+fn run(cli: &Cli) -> Result<(), Failure> {
+    match &cli.command {
+        Command::Run(args) => daemon::run(args),
+        Command::Check(args) => cli::check(args, &mut stdout()),
+        Command::Keygen(args) => cli::keygen(args, &mut stdout()),
+        Command::Pubkey(args) => cli::pubkey(args, &mut stdin(), &mut stdout()),
+        Command::Genpsk => cli::genpsk(&mut stdout()),
+        Command::Show(args) => cli::show(args, &mut stdout()),
+        Command::Demo(_) => Err(Failure::runtime("not part of this build")),
     }
 }
