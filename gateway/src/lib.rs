@@ -1,1 +1,4 @@
 //! gw
+pub mod hold;
+pub mod io;
+pub mod worker;

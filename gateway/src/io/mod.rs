@@ -118,11 +118,6 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
-/// The same for calls that count.
-fn check_size(result: libc::ssize_t) -> io::Result<usize> {
-    usize::try_from(result).map_err(|_| io::Error::last_os_error())
-}
-
 /// A descriptor as the C library wants it. Safe: using it wrongly needs `unsafe` anyway.
 fn raw(descriptor: BorrowedFd<'_>) -> RawFd {
     std::os::fd::AsRawFd::as_raw_fd(&descriptor)

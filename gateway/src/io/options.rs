@@ -3,15 +3,18 @@
 use super::{check, raw};
 use std::{io, mem, os::fd::BorrowedFd};
 
-/// Sets one option whose value is a plain C integer or structure.
-fn set<T: Copy>(
+/// Sets one option.
+///
+/// # Safety
+/// `T` must be the C type of this option, and pointers within it valid.
+unsafe fn set<T>(
     socket: BorrowedFd<'_>,
     level: libc::c_int,
     name: libc::c_int,
     value: &T,
 ) -> io::Result<()> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes from `value`, which lives through the call; `T` is
-    // one of the C types that the callers below pass.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes from `value`, which lives through the call; for what
+    // they mean to it the caller answers.
     check(unsafe {
         libc::setsockopt(
             raw(socket),
@@ -41,11 +44,13 @@ pub(super) fn set_buffers(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()
 /// Asks for the address at which each packet arrived.
 pub(super) fn report_local_address(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
     let on: libc::c_int = 1;
-    if ipv6 {
-        set(socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &on)
+    let (level, name) = if ipv6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
     } else {
-        set(socket, libc::IPPROTO_IP, libc::IP_PKTINFO, &on)
-    }
+        (libc::IPPROTO_IP, libc::IP_PKTINFO)
+    };
+    // SAFETY: both options take an int.
+    unsafe { set(socket, level, name, &on) }
 }
 
 /// Lets nothing in: for a raw socket that only sends, since every raw socket gets a copy of every packet.
@@ -60,13 +65,9 @@ pub(super) fn refuse_everything(socket: BorrowedFd<'_>) -> io::Result<()> {
         len: 1,
         filter: std::ptr::from_ref(&accept_no_byte).cast_mut(),
     };
-    // The kernel copies the one instruction that `program` points to; it only reads through the pointer.
-    set(
-        socket,
-        libc::SOL_SOCKET,
-        libc::SO_ATTACH_FILTER,
-        &program,
-    )
+    // SAFETY: the option takes a sock_fprog; it points to one instruction, which lives through the call
+    // and which the kernel only reads, and copies.
+    unsafe { set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) }
 }
 
 /// What the kernel does with the Don't Fragment bit of the packets a socket sends.
@@ -78,5 +79,6 @@ pub(super) fn set_dont_fragment(socket: BorrowedFd<'_>, df: bool) -> io::Result<
     } else {
         libc::IP_PMTUDISC_DONT
     };
-    set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &mode)
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &mode) }
 }
