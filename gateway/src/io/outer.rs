@@ -5,19 +5,33 @@ use super::{
     udp::{SocketError, UdpOuter},
 };
 use esplane_api::{DropCounters, DropReason};
-use esplane_dataplane::batch::{Batch, Verdict};
+use esplane_dataplane::batch::{Batch, Outer, Verdict};
 use rustix::net::SendFlags;
 use std::{
     io,
-    net::{SocketAddr, SocketAddrV6},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
 };
 
 /// UDP sockets, at most one of each family, and raw sockets, as one driver.
 pub struct OuterSockets {
     udp: Vec<UdpOuter>,
     raw: Option<RawEsp>,
+    /// Which UDP socket sends to IPv4 peers, and which to IPv6 ones.
+    sends: Sends,
     /// Whose turn it is to receive first.
     turn: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sends {
+    v4: Option<usize>,
+    v6: Option<usize>,
+}
+
+impl Sends {
+    fn to(self, remote: IpAddr) -> Option<usize> {
+        if remote.is_ipv4() { self.v4 } else { self.v6 }
+    }
 }
 
 impl OuterSockets {
@@ -28,28 +42,37 @@ impl OuterSockets {
         plain_esp: bool,
         workers: usize,
     ) -> Result<Vec<Self>, SocketError> {
-        let mut group: Vec<Self> = (0..workers).map(|_| Self::new(Vec::new(), None)).collect();
+        let mut udp: Vec<Vec<UdpOuter>> = (0..workers).map(|_| Vec::new()).collect();
         for address in listen {
             let sockets = UdpOuter::open_group(*address, workers)?;
-            for (outer, socket) in group.iter_mut().zip(sockets) {
-                outer.udp.push(socket);
+            for (of_worker, socket) in udp.iter_mut().zip(sockets) {
+                of_worker.push(socket);
             }
         }
-        if plain_esp {
-            for (worker, outer) in group.iter_mut().enumerate() {
-                let receive = match worker {
-                    0 => RawReceive::Everything,
-                    _ => RawReceive::Nothing,
-                };
-                outer.raw = Some(RawEsp::open(receive)?);
-            }
-        }
-        Ok(group)
+        let with_raw = |(worker, udp)| {
+            let receive = match worker {
+                0 => RawReceive::Everything,
+                _ => RawReceive::Nothing,
+            };
+            let raw = plain_esp.then(|| RawEsp::open(receive)).transpose()?;
+            Ok(Self::new(udp, raw))
+        };
+        udp.into_iter().enumerate().map(with_raw).collect()
     }
 
-    /// Of sockets opened before.
+    /// Of sockets opened before. The first UDP socket that reaches a family sends to it.
     pub fn new(udp: Vec<UdpOuter>, raw: Option<RawEsp>) -> Self {
-        Self { udp, raw, turn: 0 }
+        let first = |remote: IpAddr| udp.iter().position(|socket| socket.reaches(remote));
+        let sends = Sends {
+            v4: first(Ipv4Addr::LOCALHOST.into()),
+            v6: first(Ipv6Addr::LOCALHOST.into()),
+        };
+        Self {
+            udp,
+            raw,
+            sends,
+            turn: 0,
+        }
     }
 
     /// The port of its first UDP socket; 0 if it has none.
@@ -81,26 +104,10 @@ impl Driver for OuterSockets {
     }
 
     fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
-        let mut sent = Traffic::default();
-        for index in 0..self.udp.len() {
-            // The first socket that reaches the peer sends.
-            let (earlier, rest) = self.udp.split_at_mut(index);
-            let Some(socket) = rest.first_mut() else {
-                break;
-            };
-            let (ipv4, ipv6) = (
-                socket.reaches(std::net::Ipv4Addr::LOCALHOST.into()),
-                socket.reaches(std::net::Ipv6Addr::LOCALHOST.into()),
-            );
-            sent += socket.transmit_claimed(
-                batch,
-                |outer| {
-                    outer.udp
-                        && if outer.remote.is_ipv4() { ipv4 } else { ipv6 }
-                        && !earlier.iter().any(|socket| socket.claims(outer))
-                },
-                drops,
-            );
+        let (mut sent, sends) = (Traffic::default(), self.sends);
+        for (index, socket) in self.udp.iter_mut().enumerate() {
+            let claims = |outer: &Outer| outer.udp && sends.to(outer.remote.ip()) == Some(index);
+            sent += socket.transmit_claimed(batch, claims, drops);
         }
         if let Some(raw) = &mut self.raw {
             sent += raw.transmit(batch, drops);
@@ -123,9 +130,12 @@ impl Driver for OuterSockets {
 impl OuterSockets {
     /// Packets that none of the sockets can carry: of a family, or an encapsulation, that was not opened.
     fn count_unreachable(&self, batch: &Batch, drops: &mut DropCounters) {
-        let carried = |outer| {
-            self.udp.iter().any(|socket| socket.claims(outer))
-                || self.raw.as_ref().is_some_and(|raw| raw.claims(outer))
+        let carried = |outer: &Outer| {
+            if outer.udp {
+                self.sends.to(outer.remote.ip()).is_some()
+            } else {
+                self.raw.as_ref().is_some_and(|raw| raw.claims(outer))
+            }
         };
         let lost = batch
             .packets()
@@ -142,12 +152,12 @@ pub struct OuterTransmitter(OuterSockets);
 impl OuterTransmitter {
     /// Sends one complete UDP payload. Never blocks.
     pub fn send_datagram(&self, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
-        let socket = self
+        let sender = self
             .0
-            .udp
-            .iter()
-            .find(|socket| socket.reaches(to.ip()))
+            .sends
+            .to(to.ip())
             .ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = &self.0.udp[sender];
         let to = match to {
             SocketAddr::V4(to) if socket.is_ipv6() => {
                 SocketAddrV6::new(to.ip().to_ipv6_mapped(), to.port(), 0, 0).into()
@@ -161,5 +171,63 @@ impl OuterTransmitter {
     /// Sends a batch, like [`Driver::transmit`]; the Don't Fragment bit stays as the worker has set it.
     pub fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
         self.0.transmit(batch, drops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forwarded(remote: &str, udp: bool) -> Batch {
+        let mut batch = Batch::new(1, 512);
+        let outer = Outer {
+            remote: remote.parse().unwrap(),
+            udp,
+            ..Outer::NONE
+        };
+        assert!(batch.push(b"esp", outer));
+        batch.packets_mut()[0].verdict = Verdict::Forward;
+        batch
+    }
+
+    #[test]
+    fn what_no_socket_can_carry_is_counted() {
+        let listen = ["127.0.0.1:0".parse().unwrap()];
+        let mut sockets = OuterSockets::open_group(&listen, false, 1)
+            .unwrap()
+            .remove(0);
+        for (remote, udp) in [("[2001:db8::1]:4500", true), ("192.0.2.1:0", false)] {
+            let mut drops = DropCounters::default();
+            let sent = sockets.transmit(&forwarded(remote, udp), &mut drops);
+            assert_eq!(
+                (sent.packets, drops[DropReason::TransmitFailed]),
+                (0, 1),
+                "{remote}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_family_leaves_by_its_own_socket_and_the_control_side_by_the_same() {
+        let receivers = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::UdpSocket::bind(at).unwrap());
+        for listen in [&["127.0.0.1:0", "[::1]:0"][..], &["[::]:0"]] {
+            let listen: Vec<_> = listen.iter().map(|at| at.parse().unwrap()).collect();
+            let mut group = OuterSockets::open_group(&listen, false, 2).unwrap();
+            let transmitter = group[0].transmitter().unwrap();
+            for receiver in &receivers {
+                let to = receiver.local_addr().unwrap();
+                let mut drops = DropCounters::default();
+                let batch = forwarded(&to.to_string(), true);
+                assert_eq!(group[1].transmit(&batch, &mut drops).packets, 1);
+                transmitter.send_datagram(to, b"noise").unwrap();
+                let mut buffer = [0; 16];
+                let (bytes, from_worker) = receiver.recv_from(&mut buffer).unwrap();
+                assert_eq!(&buffer[..bytes], b"esp");
+                let (bytes, from_control) = receiver.recv_from(&mut buffer).unwrap();
+                assert_eq!(&buffer[..bytes], b"noise");
+                assert_eq!(from_worker, from_control);
+                assert_eq!(drops, DropCounters::default());
+            }
+        }
     }
 }
