@@ -7,7 +7,7 @@ use crate::{
     cli::{ConfigArgs, Failure},
     clock::Clock,
     config::{Config, TunnelIds},
-    control::{self, Control, ControlHandle, Dummies, Ended, Statics, StaticSource},
+    control::{self, Control, ControlHandle, Dummies, Ended, StaticSource, Statics},
     hold::HoldLimits,
     http::Server,
     io::{Driver, OuterSockets, TunOptions, TunQueue, frame_bytes},
@@ -24,7 +24,7 @@ use arc_swap::ArcSwap;
 use esplane_api::Now;
 use esplane_control_noise::{Engine, LoadPolicy, NodeConfig, StaticSecretKey};
 use esplane_dataplane::{Aead, OuterHeaders, Settings, TableWriter, Tables};
-use std::{collections::BTreeMap, error::Error, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, error::Error, sync::Arc};
 use tokio::{
     runtime,
     signal::unix::{SignalKind, signal},
@@ -48,12 +48,17 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
         .map_err(Failure::runtime)?;
     runtime.block_on(async {
         let (control, handle, server) = start(config, log).await.map_err(Failure::Runtime)?;
-        serve(control, handle, server).await.map_err(Failure::Runtime)
+        serve(control, handle, server)
+            .await
+            .map_err(Failure::Runtime)
     })
 }
 
 /// Opens everything, in an order in which each step needs only those before it.
-async fn start(config: Config, log: logging::LogHandle) -> Started<(Control, ControlHandle, Server)> {
+async fn start(
+    config: Config,
+    log: logging::LogHandle,
+) -> Started<(Control, ControlHandle, Server)> {
     let clock = Clock::start();
     let aead = Aead::detect();
     let netlink = Netlink::open()?;
@@ -162,8 +167,21 @@ fn engine(config: &Config) -> Started<Engine> {
     })?)
 }
 
-fn fill(node: &mut Node, statics: &mut Statics, config: &Config, ids: &TunnelIds, now: Now) -> Started<()> {
-    statics.change(node, now, ids, &[], config.static_sas.clone(), StaticSource::File)?;
+fn fill(
+    node: &mut Node,
+    statics: &mut Statics,
+    config: &Config,
+    ids: &TunnelIds,
+    now: Now,
+) -> Started<()> {
+    statics.change(
+        node,
+        now,
+        ids,
+        &[],
+        config.static_sas.clone(),
+        StaticSource::File,
+    )?;
     node.set_peers(now, config.noise_peers(ids, |_| None))?;
     Ok(())
 }

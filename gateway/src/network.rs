@@ -45,7 +45,10 @@ impl Network {
     }
 
     /// Makes exactly these the routes into the interface. On an error they are as they were.
-    pub async fn set_routes(&mut self, wanted: BTreeMap<IpPrefix, u32>) -> Result<(), NetlinkError> {
+    pub async fn set_routes(
+        &mut self,
+        wanted: BTreeMap<IpPrefix, u32>,
+    ) -> Result<(), NetlinkError> {
         let old = self.routes.clone();
         if let Err(error) = self.change_routes(&wanted).await {
             if let Err(error) = self.change_routes(&old).await {
@@ -57,10 +60,15 @@ impl Network {
     }
 
     /// New ones first: a packet for them meets the tunnels, not the default route.
-    async fn change_routes(&mut self, wanted: &BTreeMap<IpPrefix, u32>) -> Result<(), NetlinkError> {
+    async fn change_routes(
+        &mut self,
+        wanted: &BTreeMap<IpPrefix, u32>,
+    ) -> Result<(), NetlinkError> {
         for (prefix, metric) in wanted {
             if self.routes.get(prefix) != Some(metric) {
-                self.installed.add_route(*prefix, self.link, *metric).await?;
+                self.installed
+                    .add_route(*prefix, self.link, *metric)
+                    .await?;
                 if let Some(old) = self.routes.insert(*prefix, *metric) {
                     self.installed.remove_route(*prefix, self.link, old).await?;
                 }
@@ -73,7 +81,9 @@ impl Network {
             .map(|(prefix, metric)| (*prefix, *metric))
             .collect();
         for (prefix, metric) in stale {
-            self.installed.remove_route(prefix, self.link, metric).await?;
+            self.installed
+                .remove_route(prefix, self.link, metric)
+                .await?;
             self.routes.remove(&prefix);
         }
         Ok(())
@@ -104,7 +114,10 @@ pub async fn inner_mtu(netlink: &Netlink, config: &Config) -> u32 {
             _ if path.remote().is_loopback() => USUAL_MTU, // stands for an unknown address
             Ok(outer) => outer,
             Err(error) => {
-                info!("the MTU towards {} is taken to be {USUAL_MTU}: {error}", path.remote());
+                info!(
+                    "the MTU towards {} is taken to be {USUAL_MTU}: {error}",
+                    path.remote()
+                );
                 USUAL_MTU
             }
         };
@@ -112,7 +125,11 @@ pub async fn inner_mtu(netlink: &Netlink, config: &Config) -> u32 {
         let inner = max_inner_bytes(outer as usize, &path, AeadSuite::Aes128Gcm16);
         mtu = mtu.min(inner as u32);
     }
-    if mtu == u32::MAX { USUAL_MTU } else { mtu.max(576) }
+    if mtu == u32::MAX {
+        USUAL_MTU
+    } else {
+        mtu.max(576)
+    }
 }
 
 /// The way to each peer; where the address is not known yet, one over IPv6, which costs most.

@@ -53,8 +53,13 @@ impl Resolver {
         for peer in &config.peers {
             if let Some(Endpoint::Name { host, port }) = &peer.endpoint {
                 let (peer, host, port) = (peer.name.clone(), host.clone(), *port);
-                self.tasks
-                    .spawn(look_up_forever(peer, host, port, ipv4_only, self.sender.clone()));
+                self.tasks.spawn(look_up_forever(
+                    peer,
+                    host,
+                    port,
+                    ipv4_only,
+                    self.sender.clone(),
+                ));
             }
         }
     }
@@ -69,7 +74,13 @@ impl Resolver {
     }
 }
 
-async fn look_up_forever(peer: String, host: String, port: u16, ipv4_only: bool, answers: mpsc::Sender<Resolved>) {
+async fn look_up_forever(
+    peer: String,
+    host: String,
+    port: u16,
+    ipv4_only: bool,
+    answers: mpsc::Sender<Resolved>,
+) {
     let mut retry = FIRST_RETRY;
     loop {
         let found = match timeout(PATIENCE, lookup_host((host.as_str(), port))).await {
@@ -89,7 +100,10 @@ async fn look_up_forever(peer: String, host: String, port: u16, ipv4_only: bool,
                 PAUSE
             }
             Err(problem) => {
-                warn!("peer `{peer}`: cannot look up `{host}`: {problem}; trying again in {} s", retry.as_secs());
+                warn!(
+                    "peer `{peer}`: cannot look up `{host}`: {problem}; trying again in {} s",
+                    retry.as_secs()
+                );
                 let pause = retry;
                 retry = (retry * 2).min(PAUSE);
                 pause

@@ -26,7 +26,9 @@ pub struct ControlHandle {
     static_sa_context: StaticSaContext,
 }
 
-pub(crate) fn channel(static_sa_context: StaticSaContext) -> (ControlHandle, mpsc::Receiver<Request>) {
+pub(crate) fn channel(
+    static_sa_context: StaticSaContext,
+) -> (ControlHandle, mpsc::Receiver<Request>) {
     let (requests, receiver) = mpsc::channel(REQUESTS);
     let handle = ControlHandle {
         requests,
@@ -48,7 +50,10 @@ impl ControlHandle {
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Gone> {
         let (answer, answered) = oneshot::channel();
-        self.requests.send(request(answer)).await.map_err(|_| Gone)?;
+        self.requests
+            .send(request(answer))
+            .await
+            .map_err(|_| Gone)?;
         answered.await.map_err(|_| Gone)
     }
 }

@@ -25,11 +25,13 @@ mod statics;
 pub use handle::ControlHandle;
 pub(crate) use handle::{Request, channel};
 pub use reload::ReloadError;
+pub(crate) use statics::{Source as StaticSource, Statics};
 
 use crate::{
     clock::Clock,
     config::{Config, TunnelIds},
     io::OuterTransmitter,
+    netlink::NetlinkError,
     network::Network,
     node::{Action, Node},
     resolver::{Resolved, Resolver},
@@ -41,7 +43,6 @@ use arc_swap::ArcSwap;
 use esplane_api::TunnelId;
 use esplane_control_noise::{Notice, PeerState, Severity};
 use esplane_dataplane::{Batch, Outbound, Report, Tables};
-use statics::Statics;
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
@@ -103,13 +104,23 @@ pub(crate) enum Ended {
 }
 
 impl Control {
+    /// Lets the first packets in: routes to all that the tunnels protect.
+    pub async fn set_first_routes(&mut self) -> Result<(), NetlinkError> {
+        self.network
+            .set_routes(self.routes_with(&self.config))
+            .await
+    }
+
     /// Runs until the daemon is to stop.
     pub async fn run(&mut self) -> Ended {
         let mut second = interval(Duration::from_secs(1));
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.act();
-            let timer = self.node.poll_timeout().map(|at| Instant::from_std(self.clock.instant(at)));
+            let timer = self
+                .node
+                .poll_timeout()
+                .map(|at| Instant::from_std(self.clock.instant(at)));
             tokio::select! {
                 Some(message) = self.from_workers.recv() => {
                     if let Err(error) = self.hear_workers(message) {
@@ -141,7 +152,10 @@ impl Control {
         }
         let workers = self.workers;
         let joined = tokio::task::spawn_blocking(move || {
-            workers.into_iter().filter_map(|worker| worker.join().err()).collect::<Vec<_>>()
+            workers
+                .into_iter()
+                .filter_map(|worker| worker.join().err())
+                .collect::<Vec<_>>()
         });
         for error in joined.await.unwrap_or_default() {
             error!("{error}");
@@ -173,15 +187,17 @@ impl Control {
 
     /// DNS decides only where a peer is to be looked for; where it is, its packets say.
     fn hear_resolver(&mut self, resolved: Resolved) {
-        let Some(tunnel) = self.ids.get(&resolved.peer) else { return };
-        let news = self.resolved.insert(resolved.peer, resolved.endpoint) != Some(resolved.endpoint);
-        let lost = self
-            .node
-            .peers()
-            .iter()
-            .any(|peer| peer.id == tunnel && (peer.endpoint.is_none() || peer.state != PeerState::Established));
+        let Some(tunnel) = self.ids.get(&resolved.peer) else {
+            return;
+        };
+        let news =
+            self.resolved.insert(resolved.peer, resolved.endpoint) != Some(resolved.endpoint);
+        let lost = self.node.peers().iter().any(|peer| {
+            peer.id == tunnel && (peer.endpoint.is_none() || peer.state != PeerState::Established)
+        });
         if news || lost {
-            self.node.set_endpoint(self.clock.now(), tunnel, resolved.endpoint);
+            self.node
+                .set_endpoint(self.clock.now(), tunnel, resolved.endpoint);
         }
     }
 
@@ -199,10 +215,14 @@ impl Control {
                 Action::ExtendReservation { sa, .. } => self.extend_reservation(sa),
                 Action::StaticSaEnded(event) => {
                     let name = self.ids.name(event.tunnel()).unwrap_or("?");
-                    error!("static SA `{name}` has ended ({event:?}): give it new keys at both ends");
+                    error!(
+                        "static SA `{name}` has ended ({event:?}): give it new keys at both ends"
+                    );
                 }
                 Action::Notice(notice) => log_notice(&notice),
-                Action::Refused(error) => error!("a bug: the dataplane refused the key exchange: {error}"),
+                Action::Refused(error) => {
+                    error!("a bug: the dataplane refused the key exchange: {error}")
+                }
             }
         }
     }
@@ -215,7 +235,11 @@ impl Control {
     }
 
     fn send_dummy(&mut self, tunnel: TunnelId) {
-        let Dummies { outbound, batch, report } = &mut self.dummies;
+        let Dummies {
+            outbound,
+            batch,
+            report,
+        } = &mut self.dummies;
         batch.clear();
         let tables = self.tables.load();
         if outbound.dummy(&tables, tunnel, batch, report) {
@@ -229,7 +253,9 @@ impl Control {
 
     fn extend_reservation(&mut self, sa: esplane_api::SaId) {
         match self.statics.extend(sa) {
-            Ok(reserved_until) => self.node.extend_sequence(self.clock.now(), sa, reserved_until),
+            Ok(reserved_until) => self
+                .node
+                .extend_sequence(self.clock.now(), sa, reserved_until),
             Err(error) => error!("{error}"),
         }
     }

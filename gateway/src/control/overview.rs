@@ -16,13 +16,23 @@ impl Control {
         self.ledger.observe(&sas);
         let now = self.clock.now();
         let noise = self.node.peers();
-        let handshakes = noise.iter().fold(HandshakeTotals::default(), |sum, peer| HandshakeTotals {
-            completed: sum.completed + peer.handshakes,
-            rekeys: sum.rekeys + peer.rekeys,
-            failed: sum.failed + peer.failures,
-        });
-        let mut peers: Vec<PeerRow> = noise.iter().map(|peer| self.noise_row(peer, &sas, now)).collect();
-        peers.extend(self.statics.iter().map(|installed| self.static_row(&installed.sa, installed.tunnel, &sas)));
+        let handshakes =
+            noise
+                .iter()
+                .fold(HandshakeTotals::default(), |sum, peer| HandshakeTotals {
+                    completed: sum.completed + peer.handshakes,
+                    rekeys: sum.rekeys + peer.rekeys,
+                    failed: sum.failed + peer.failures,
+                });
+        let mut peers: Vec<PeerRow> = noise
+            .iter()
+            .map(|peer| self.noise_row(peer, &sas, now))
+            .collect();
+        peers.extend(
+            self.statics
+                .iter()
+                .map(|installed| self.static_row(&installed.sa, installed.tunnel, &sas)),
+        );
         let mut status = Status {
             node: self.config.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -32,7 +42,10 @@ impl Control {
             not_ready_because: None,
             interface: self.config.interface.name.clone(),
             mtu: self.mtu,
-            sas: sas.iter().map(|sa| SaRow::new(sa, self.ids.name(sa.id.tunnel).unwrap_or("?"))).collect(),
+            sas: sas
+                .iter()
+                .map(|sa| SaRow::new(sa, self.ids.name(sa.id.tunnel).unwrap_or("?")))
+                .collect(),
             routes: self.route_rows(),
             workers: self.worker_rows(),
             peers,
@@ -99,10 +112,16 @@ impl Control {
             installed: self.network.routes().contains_key(&prefix),
             problem: (!self.config.install_routes).then(|| "install_routes is off".to_owned()),
         };
-        let peers = self.config.peers.iter().flat_map(|peer| peer.routes.iter().map(|prefix| row(&peer.name, *prefix)));
+        let peers = self
+            .config
+            .peers
+            .iter()
+            .flat_map(|peer| peer.routes.iter().map(|prefix| row(&peer.name, *prefix)));
         let statics = self.statics.iter().flat_map(|installed| {
             let routes = installed.sa.routes();
-            routes.into_iter().map(|prefix| row(&installed.sa.name, prefix))
+            routes
+                .into_iter()
+                .map(|prefix| row(&installed.sa.name, prefix))
         });
         peers.chain(statics).collect()
     }

@@ -112,7 +112,12 @@ impl Control {
         let fresh: Vec<StaticSa> = new
             .static_sas
             .iter()
-            .filter(|sa| !self.statics.iter().any(|installed| installed.sa.same_as(sa)))
+            .filter(|sa| {
+                !self
+                    .statics
+                    .iter()
+                    .any(|installed| installed.sa.same_as(sa))
+            })
             .cloned()
             .collect();
         let stale_names: Vec<String> = stale.iter().map(|sa| sa.name.clone()).collect();
@@ -133,7 +138,10 @@ impl Control {
             if let Err(error) = node.set_peers(now, self.config.noise_peers(&self.ids, resolve)) {
                 error!("{error}");
             }
-            if let Err(error) = self.statics.change(node, now, &self.ids, &[], stale, Source::File) {
+            if let Err(error) = self
+                .statics
+                .change(node, now, &self.ids, &[], stale, Source::File)
+            {
                 error!("{error}");
             }
             return Err(error);
@@ -150,7 +158,9 @@ impl Control {
         };
         let name = sa.name.clone();
         if self.ids.get(&name).is_some() {
-            let message = format!("there is a tunnel `{name}` already; remove that one first, or choose another name");
+            let message = format!(
+                "there is a tunnel `{name}` already; remove that one first, or choose another name"
+            );
             return Err(conflict("name", message));
         }
         let names: Vec<String> = self.ids.iter().map(|(name, _)| name.to_owned()).collect();
@@ -165,9 +175,15 @@ impl Control {
                 StaticError::Reservation(error) => ApplyError::Failed(error.to_string()),
             })?;
         self.ids = ids;
-        if let Err(error) = self.network.set_routes(self.routes_with(&self.config)).await {
+        if let Err(error) = self
+            .network
+            .set_routes(self.routes_with(&self.config))
+            .await
+        {
             let undone = self.remove_by_api(name).await;
-            return Err(undone.err().unwrap_or_else(|| conflict("routes", error.to_string())));
+            return Err(undone
+                .err()
+                .unwrap_or_else(|| conflict("routes", error.to_string())));
         }
         Ok(())
     }
@@ -178,7 +194,14 @@ impl Control {
         }
         let now = self.clock.now();
         self.statics
-            .change(&mut self.node, now, &self.ids, &[name.clone()], Vec::new(), Source::Api)
+            .change(
+                &mut self.node,
+                now,
+                &self.ids,
+                &[name.clone()],
+                Vec::new(),
+                Source::Api,
+            )
             .map_err(|error| ApplyError::Failed(error.to_string()))?;
         let rest: Vec<String> = self
             .ids

@@ -126,7 +126,9 @@ impl Statics {
     ) -> Result<Vec<(TunnelParams, SaPair)>, StaticError> {
         let mut pairs = Vec::new();
         for sa in install {
-            let Some(tunnel) = ids.get(&sa.name) else { continue };
+            let Some(tunnel) = ids.get(&sa.name) else {
+                continue;
+            };
             let outbound = sa.sa_pair(tunnel, SequenceStart::FRESH).outbound;
             let sequence = self.store()?.begin(&outbound)?;
             begun.push(outbound.id());
@@ -141,7 +143,12 @@ impl Statics {
             .installed
             .values()
             .filter(|installed| leaving.contains(&installed.outbound()))
-            .map(|installed| installed.sa.sa_pair(installed.tunnel, SequenceStart::FRESH).outbound)
+            .map(|installed| {
+                installed
+                    .sa
+                    .sa_pair(installed.tunnel, SequenceStart::FRESH)
+                    .outbound
+            })
             .collect();
         let Ok(store) = self.store() else { return };
         for sa in begun {
