@@ -36,6 +36,8 @@ use std::{
 use tokio::sync::mpsc;
 
 mod counters;
+#[cfg(test)]
+mod tests;
 pub use counters::{WorkerCounters, WorkerSnapshot};
 
 /// All that one worker needs.
