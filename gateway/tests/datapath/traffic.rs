@@ -61,7 +61,10 @@ fn one_flow(socket: &UdpSocket, far: SocketAddr, count: usize) {
         // The kernel moves a flow to the TUN queue its answers come from, so one may overtake another once.
         let number = u32::from_be_bytes(buffer[..4].try_into().unwrap()) as usize;
         assert_eq!((&buffer[..bytes], from), (&datagram(number)[..], far));
-        assert!(!std::mem::replace(&mut seen[number], true), "{number} came twice");
+        assert!(
+            !std::mem::replace(&mut seen[number], true),
+            "{number} came twice"
+        );
     }
 }
 
