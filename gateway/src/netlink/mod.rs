@@ -36,8 +36,10 @@ use rtnetlink::{
     },
 };
 use std::{
+    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
+    path::PathBuf,
     sync::Arc,
 };
 use tokio::task::AbortHandle;
@@ -146,14 +148,34 @@ impl Netlink {
     ///
     /// On a TUN device such packets would be dropped for want of a policy, and look like a fault.
     pub async fn set_quiet(&self, link: u32) -> Result<(), NetlinkError> {
-        let no_link_local =
-            AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        self.set(link, Action::SetQuiet { link }, |message| {
-            message
-                .multicast(false)
-                .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_link_local]))
-        })
-        .await
+        let action = Action::SetQuiet { link };
+        let name = self.link_by_index(link).await?.name;
+        let forwarding = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{name}/forwarding"));
+        let set_forwarding = |value: &str| {
+            fs::write(&forwarding, value).map_err(|source| NetlinkError::Refused {
+                action: action.clone(),
+                source,
+            })
+        };
+        // A router has joined the group of all routers (ff02::2) when the interface appeared, and
+        // would report that. It leaves when forwarding ends, and cannot join again without the flag.
+        let forwards = fs::read_to_string(&forwarding).is_ok_and(|value| value.trim() == "1");
+        if forwards {
+            set_forwarding("0")?;
+        }
+        let no_link_local = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let no_link_local = vec![AfSpecUnspec::Inet6(vec![no_link_local])];
+        let outcome = self
+            .set(link, action.clone(), |message| {
+                message
+                    .multicast(false)
+                    .append_extra_attribute(LinkAttribute::AfSpecUnspec(no_link_local))
+            })
+            .await;
+        if forwards {
+            set_forwarding("1")?;
+        }
+        outcome
     }
 
     /// Creates a pair of virtual Ethernet interfaces: what enters one leaves the other.
