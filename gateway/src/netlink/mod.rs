@@ -150,18 +150,21 @@ impl Netlink {
     pub async fn set_quiet(&self, link: u32) -> Result<(), NetlinkError> {
         let action = Action::SetQuiet { link };
         let name = self.link_by_index(link).await?.name;
-        let forwarding = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{name}/forwarding"));
-        let set_forwarding = |value: &str| {
-            fs::write(&forwarding, value).map_err(|source| NetlinkError::Refused {
+        let parameter = |key| PathBuf::from(format!("/proc/sys/net/ipv6/conf/{name}/{key}"));
+        let set_parameter = |key, value| {
+            fs::write(parameter(key), value).map_err(|source| NetlinkError::Refused {
                 action: action.clone(),
                 source,
             })
         };
         // A router has joined the group of all routers (ff02::2) when the interface appeared, and
-        // would report that. It leaves when forwarding ends, and cannot join again without the flag.
-        let forwards = fs::read_to_string(&forwarding).is_ok_and(|value| value.trim() == "1");
+        // would report that. It leaves when forwarding ends (without a word in version 1, RFC 2710
+        // §4: it has never reported), and cannot join again without the multicast flag.
+        let forwarding = fs::read_to_string(parameter("forwarding"));
+        let forwards = forwarding.is_ok_and(|value| value.trim() == "1");
         if forwards {
-            set_forwarding("0")?;
+            set_parameter("force_mld_version", "1")?;
+            set_parameter("forwarding", "0")?;
         }
         let no_link_local = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let no_link_local = vec![AfSpecUnspec::Inet6(vec![no_link_local])];
@@ -173,7 +176,8 @@ impl Netlink {
             })
             .await;
         if forwards {
-            set_forwarding("1")?;
+            set_parameter("forwarding", "1")?;
+            set_parameter("force_mld_version", "0")?;
         }
         outcome
     }
