@@ -36,10 +36,8 @@ use rtnetlink::{
     },
 };
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, BorrowedFd},
-    path::PathBuf,
     sync::Arc,
 };
 use tokio::task::AbortHandle;
@@ -146,40 +144,18 @@ impl Netlink {
     /// Keeps the kernel from talking on an interface by itself: no IPv6 link-local address, hence
     /// no router solicitations, and no multicast group reports. Call it before [`Netlink::set_up`].
     ///
-    /// On a TUN device such packets would be dropped for want of a policy, and look like a fault.
+    /// On a TUN device such packets could only be dropped. A few still come on a router, which has
+    /// joined the group of all routers (ff02::2) by the time it can be told not to.
     pub async fn set_quiet(&self, link: u32) -> Result<(), NetlinkError> {
         let action = Action::SetQuiet { link };
-        let name = self.link_by_index(link).await?.name;
-        let parameter = |key| PathBuf::from(format!("/proc/sys/net/ipv6/conf/{name}/{key}"));
-        let set_parameter = |key, value| {
-            fs::write(parameter(key), value).map_err(|source| NetlinkError::Refused {
-                action: action.clone(),
-                source,
-            })
-        };
-        // A router has joined the group of all routers (ff02::2) when the interface appeared, and
-        // would report that. It leaves when forwarding ends (without a word in version 1, RFC 2710
-        // §4: it has never reported), and cannot join again without the multicast flag.
-        let forwarding = fs::read_to_string(parameter("forwarding"));
-        let forwards = forwarding.is_ok_and(|value| value.trim() == "1");
-        if forwards {
-            set_parameter("force_mld_version", "1")?;
-            set_parameter("forwarding", "0")?;
-        }
         let no_link_local = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
         let no_link_local = vec![AfSpecUnspec::Inet6(vec![no_link_local])];
-        let outcome = self
-            .set(link, action.clone(), |message| {
-                message
-                    .multicast(false)
-                    .append_extra_attribute(LinkAttribute::AfSpecUnspec(no_link_local))
-            })
-            .await;
-        if forwards {
-            set_parameter("forwarding", "1")?;
-            set_parameter("force_mld_version", "0")?;
-        }
-        outcome
+        self.set(link, action, |message| {
+            message
+                .multicast(false)
+                .append_extra_attribute(LinkAttribute::AfSpecUnspec(no_link_local))
+        })
+        .await
     }
 
     /// Creates a pair of virtual Ethernet interfaces: what enters one leaves the other.
