@@ -125,8 +125,11 @@ pub fn spawn(setup: WorkerSetup) -> io::Result<WorkerHandle> {
     let thread = thread::Builder::new()
         .name(format!("esplane-w{index}"))
         .spawn(move || {
-            pin(core);
-            let result = catch_unwind(AssertUnwindSafe(|| worker.run()))
+            let run = || {
+                pin(core);
+                worker.run()
+            };
+            let result = catch_unwind(AssertUnwindSafe(run))
                 .unwrap_or_else(|panic| Err(WorkerError::Panicked(panic_text(&*panic))));
             if let Err(error) = &result {
                 report_failure(&control, index, error);
@@ -424,7 +427,9 @@ fn traffic(batch: &Batch) -> Traffic {
 fn pin(core: Option<usize>) {
     let Some(core) = core else { return };
     let mut cores = rustix::thread::CpuSet::new();
-    cores.set(core);
+    if core < rustix::thread::CpuSet::MAX_CPU {
+        cores.set(core);
+    }
     if let Err(error) = rustix::thread::sched_setaffinity(None, &cores) {
         tracing::warn!(core, %error, "cannot pin the worker to its core; it will wander");
     }

@@ -31,36 +31,50 @@ const FULL_WAIT: Timespec = Timespec {
 /// Errors queued on a socket (ICMP) that one receipt or transmission steps over.
 const QUEUED_ERRORS_MAX: u32 = 16;
 
+/// Which addresses a socket can have to do with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// A socket of family AF_INET.
+    V4,
+    /// A socket of family AF_INET6.
+    V6,
+    /// A socket of family AF_INET6 to which IPv4 addresses appear as mapped ones.
+    Both,
+}
+
 /// A datagram socket that moves batches.
 pub(super) struct MessageSocket {
     socket: OwnedFd,
-    /// Of family AF_INET6; with IPv4 as mapped addresses if it is dual-stack.
-    ipv6: bool,
+    speaks: Speaks,
     /// The address it is bound to; unspecified for any.
     bound: IpAddr,
-    /// How its Don't Fragment bit is set; `None`: someone else looks after it.
+    /// How its Don't Fragment bit is set; `None`: IPv6 has none, or someone else looks after it.
     df: Option<bool>,
     messages: Messages,
 }
 
 impl MessageSocket {
     /// Takes a non-blocking socket bound to `bound`.
-    pub(super) fn new(socket: OwnedFd, ipv6: bool, bound: IpAddr) -> io::Result<Self> {
-        options::set_dont_fragment(socket.as_fd(), false)?;
-        Ok(Self {
+    pub(super) fn new(socket: OwnedFd, speaks: Speaks, bound: IpAddr) -> io::Result<Self> {
+        let mut new = Self {
             socket,
-            ipv6,
+            speaks,
             bound,
-            df: Some(false),
+            df: None,
             messages: Messages::new(),
-        })
+        };
+        if speaks != Speaks::V6 {
+            options::set_dont_fragment(new.as_fd(), false)?;
+            new.df = Some(false);
+        }
+        Ok(new)
     }
 
     /// The same socket again, for another thread to send with. Leaves the Don't Fragment bit as it is.
     pub(super) fn another_sender(&self) -> io::Result<Self> {
         Ok(Self {
             socket: self.socket.try_clone()?,
-            ipv6: self.ipv6,
+            speaks: self.speaks,
             bound: self.bound,
             df: None,
             messages: Messages::new(),
@@ -71,18 +85,18 @@ impl MessageSocket {
         self.socket.as_fd()
     }
 
-    pub(super) fn bound(&self) -> IpAddr {
-        self.bound
-    }
-
     /// Whether it can send to this address.
     pub(super) fn reaches(&self, remote: IpAddr) -> bool {
-        match (self.ipv6, remote) {
-            (false, IpAddr::V4(_)) | (true, IpAddr::V6(_)) => true,
-            // Dual-stack: IPv4 as mapped addresses.
-            (true, IpAddr::V4(_)) => self.bound == IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-            (false, IpAddr::V6(_)) => false,
+        match self.speaks {
+            Speaks::V4 => remote.is_ipv4(),
+            Speaks::V6 => remote.is_ipv6(),
+            Speaks::Both => true,
         }
+    }
+
+    /// Whether system calls on it take addresses of family AF_INET6.
+    pub(super) fn is_ipv6(&self) -> bool {
+        self.speaks != Speaks::V4
     }
 
     /// Fills the batch until nothing is left or it is full. `finish` sees each packet once it is in.
@@ -129,7 +143,8 @@ impl MessageSocket {
                 continue;
             }
             // The kernel keeps DF per socket, not per packet: a run ends where it changes.
-            let changes = self.df.is_some_and(|df| df != packet.outer.df);
+            let ipv4 = packet.outer.remote.is_ipv4();
+            let changes = ipv4 && self.df.is_some_and(|df| df != packet.outer.df);
             if run.is_full() || (changes && !run.is_empty()) {
                 sent += self.transmit_run(batch, &run, drops);
                 run.clear();
@@ -155,7 +170,7 @@ impl MessageSocket {
         let mut sent = Traffic::default();
         let (mut at, mut full, mut queued_errors) = (0, 0, 0);
         self.messages
-            .prepare_to_send(batch, run, self.ipv6, self.bound);
+            .prepare_to_send(batch, run, self.is_ipv6(), self.bound);
         while at < run.len() {
             let error = match self.messages.send(self.socket.as_fd(), at..run.len()) {
                 Ok(count) => {

@@ -1,6 +1,10 @@
 //! ESP in UDP (RFC 3948) over one UDP socket, shared with the handshake.
 
-use super::{Descriptors, Driver, Traffic, mmsg::MessageSocket, options};
+use super::{
+    Descriptors, Driver, Traffic,
+    mmsg::{MessageSocket, Speaks},
+    options,
+};
 use esplane_api::DropCounters;
 use esplane_dataplane::batch::{Batch, Outer};
 use rustix::net::{
@@ -75,9 +79,14 @@ impl UdpOuter {
     }
 
     fn over(socket: OwnedFd, listen: SocketAddr) -> io::Result<Self> {
+        let speaks = match listen.ip() {
+            IpAddr::V4(_) => Speaks::V4,
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Speaks::Both,
+            IpAddr::V6(_) => Speaks::V6,
+        };
         Ok(Self {
             port: listen.port(),
-            socket: MessageSocket::new(socket, listen.is_ipv6(), listen.ip())?,
+            socket: MessageSocket::new(socket, speaks, listen.ip())?,
         })
     }
 
@@ -115,7 +124,7 @@ impl UdpOuter {
 
     /// Whether it takes addresses of family IPv6 in system calls.
     pub(super) fn is_ipv6(&self) -> bool {
-        self.socket.bound().is_ipv6()
+        self.socket.is_ipv6()
     }
 }
 
