@@ -265,7 +265,7 @@ impl Worker {
         if self.batch.is_empty() {
             return Ok(false);
         }
-        self.counters.from_inner(traffic(&self.batch));
+        self.counters.received_inner(traffic(&self.batch));
         // 3. Clear to ESP.
         self.outbound
             .process(tables, &mut self.batch, &mut self.report);
@@ -282,7 +282,7 @@ impl Worker {
         }
         // 5. Transmit.
         let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
-        self.counters.to_outer(sent);
+        self.counters.sent_outer(sent);
         Ok(true)
     }
 
@@ -294,7 +294,7 @@ impl Worker {
         if self.batch.is_empty() {
             return Ok(false);
         }
-        self.counters.from_outer(traffic(&self.batch));
+        self.counters.received_outer(traffic(&self.batch));
         // 3. ESP to clear.
         self.inbound
             .process(tables, &mut self.batch, &mut self.report);
@@ -312,7 +312,7 @@ impl Worker {
         }
         // 5. Transmit.
         let sent = self.inner.transmit(&self.batch, &mut self.report.drops);
-        self.counters.to_inner(sent);
+        self.counters.sent_inner(sent);
         Ok(true)
     }
 
@@ -346,7 +346,7 @@ impl Worker {
                 }
             }
             let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
-            self.counters.to_outer(sent);
+            self.counters.sent_outer(sent);
         }
     }
 

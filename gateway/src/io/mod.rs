@@ -131,7 +131,7 @@ mod tests {
     fn a_frame_holds_the_packet_and_all_that_esp_adds() {
         for mtu in [576, 1280, 1420, 1500, 9000] {
             let frame = frame_bytes(mtu);
-            assert!(frame % 64 == 0 && frame - HEADROOM_BYTES - TAILROOM_BYTES > mtu + 40);
+            assert!(frame.is_multiple_of(64) && frame - HEADROOM_BYTES - TAILROOM_BYTES > mtu + 40);
         }
     }
 }

@@ -21,8 +21,18 @@ pub(super) const BUFFER_BYTES: usize = 8 << 20;
 
 /// One UDP socket of a group that shares a port.
 ///
+/// The kernel spreads packets over the group by the addresses and ports of both ends, so all of one peer's
+/// reach the same worker. (And a flow's answers then leave the TUN by the queue of that worker: the kernel steers
+/// a flow to the queue its packets were written to.) One peer over several cores takes either several
+/// ports or a steering program; neither is here yet.
+///
 /// Listening on `[::]` it takes IPv4 as well; such peers appear with their IPv4 address. GRO is off:
 /// every datagram arrives by itself.
+///
+/// The kernel keeps Don't Fragment per socket. It is set anew whenever the next packet to an IPv4 peer asks for
+/// the other value, one system call for each change: clear lets us and routers fragment, set refuses
+/// what exceeds the interface's MTU and lets routers refuse the rest. Packets to IPv6 peers are fragmented by
+/// this machine's kernel if need be.
 pub struct UdpOuter {
     socket: MessageSocket,
     port: u16,
