@@ -564,3 +564,58 @@ fn address_into(name: &mut libc::sockaddr_storage, address: SocketAddr, ipv6: bo
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Netlink;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
+
+    /// Behind a router that answers no ARP the kernel keeps packets, and with them the send buffer, for
+    /// seconds: long past our patience.
+    #[test]
+    fn a_send_buffer_that_stays_full_costs_packets_but_each_is_counted() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let story = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.unwrap().block_on(async {
+                let netlink = Netlink::open().unwrap();
+                netlink.add_veth_pair("link", "nobody").await.unwrap();
+                for name in ["link", "nobody"] {
+                    let link = netlink.link_index(name).await.unwrap();
+                    netlink.set_up(link).await.unwrap();
+                }
+                let link = netlink.link_index("link").await.unwrap();
+                let here = "192.0.2.1".parse().unwrap();
+                netlink.add_address(link, here, 24).await.unwrap();
+            });
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).unwrap();
+            sockopt::set_socket_send_buffer_size(&socket, 4096).unwrap();
+            let any = Ipv4Addr::UNSPECIFIED.into();
+            let mut socket = MessageSocket::new(socket, Speaks::V4, any).unwrap();
+            let outer = Outer {
+                remote: "192.0.2.99:4500".parse().unwrap(),
+                udp: true,
+                ..Outer::NONE
+            };
+            let mut batch = Batch::new(100, 2048);
+            while batch.push(&[0; 1000], outer) {}
+            for packet in batch.packets_mut() {
+                packet.verdict = Verdict::Forward;
+            }
+            let mut drops = DropCounters::default();
+            let sent = socket.transmit(&batch, |_| true, &mut drops);
+            let full = drops[DropReason::TransmitQueueFull];
+            assert!(sent.packets > 0 && full > 0, "{sent:?} {drops:?}");
+            assert_eq!((sent.packets + full, drops.unexpected()), (100, full));
+        };
+        std::thread::spawn(story).join().unwrap();
+    }
+}

@@ -97,9 +97,12 @@ impl AddAssign for Traffic {
 
 /// Frame size for inner packets of up to `inner_mtu` bytes: headroom, tailroom, what ESP adds, and
 /// one byte by which a packet that is too big gives itself away. A multiple of the cache line.
+///
+/// Never less than 2048, for a peer's MTU may be larger than ours, and handshake messages are what they are.
 pub const fn frame_bytes(inner_mtu: usize) -> usize {
     const ESP_AND_ONE: usize = 64;
-    (HEADROOM_BYTES + inner_mtu + ESP_AND_ONE + TAILROOM_BYTES).next_multiple_of(64)
+    let bytes = (HEADROOM_BYTES + inner_mtu + ESP_AND_ONE + TAILROOM_BYTES).next_multiple_of(64);
+    if bytes > 2048 { bytes } else { 2048 }
 }
 
 /// Room for data in each frame of `batch`.
