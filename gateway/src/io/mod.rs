@@ -7,8 +7,8 @@
 //!   │ one queue a worker    │◀───│        │◀───│  ├─ udp.rs      UdpOuter   RFC 3948  │
 //!   └───────────────────────┘    └────────┘    │  └─ raw_esp.rs  RawEsp  protocol 50 │
 //!                                              └─────────────────────────────────────┘
-//!   mmsg.rs    whole batches through recvmmsg/sendmmsg, straight from and into the arena
-//!   options.rs the socket options rustix does not know
+//!   socket.rs  what both have in common; over mmsg.rs (recvmmsg and sendmmsg, straight into and
+//!              from the arena), control.rs (TOS, local address), name.rs (addresses), options.rs
 //!   poll.rs    sleeping until something arrives, and being woken
 //! ```
 //!
@@ -29,11 +29,14 @@
 //!   worker takes that in place of its own. Such a driver wants `OuterHeaders::Written`.
 #![allow(unsafe_code)] // system calls; every block argues its soundness
 
+mod control;
 mod mmsg;
+mod name;
 mod options;
 pub mod outer;
 pub mod poll;
 pub mod raw_esp;
+mod socket;
 pub mod tun;
 pub mod udp;
 

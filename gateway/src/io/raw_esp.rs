@@ -5,9 +5,8 @@
 //! socket also keeps the kernel from answering each packet with ICMP "protocol unreachable".
 
 use super::{
-    Descriptors, Driver, Traffic,
-    mmsg::{MessageSocket, Speaks},
-    options,
+    Descriptors, Driver, Traffic, options,
+    socket::{MessageSocket, Speaks},
     udp::{BUFFER_BYTES, SocketError},
 };
 use esplane_api::DropCounters;

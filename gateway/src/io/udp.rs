@@ -1,9 +1,8 @@
 //! ESP in UDP (RFC 3948) over one UDP socket, shared with the handshake.
 
 use super::{
-    Descriptors, Driver, Traffic,
-    mmsg::{MessageSocket, Speaks},
-    options,
+    Descriptors, Driver, Traffic, options,
+    socket::{MessageSocket, Speaks},
 };
 use esplane_api::DropCounters;
 use esplane_dataplane::batch::{Batch, Outer};
