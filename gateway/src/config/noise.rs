@@ -6,17 +6,22 @@ use esplane_control_noise::PeerConfig;
 use std::net::SocketAddr;
 
 impl Peer {
-    /// For [`esplane_control_noise::Engine::set_peers`]. `resolved` is the endpoint's address where
-    /// it is a DNS name and has been resolved.
-    pub fn to_noise(&self, id: TunnelId, resolved: Option<SocketAddr>) -> PeerConfig {
+    /// For [`esplane_control_noise::Engine::set_peers`]. `resolve` knows the addresses of hosts
+    /// that DNS has answered for; it is asked for an endpoint by name only.
+    pub fn to_noise(
+        &self,
+        id: TunnelId,
+        resolve: impl Fn(&str, u16) -> Option<SocketAddr>,
+    ) -> PeerConfig {
         PeerConfig {
             id,
             name: self.name.clone(),
             public_key: self.public_key,
             psk: self.psk.clone(),
-            endpoint: match self.endpoint {
-                Some(Endpoint::Address(address)) => Some(address),
-                _ => resolved,
+            endpoint: match &self.endpoint {
+                None => None,
+                Some(Endpoint::Address(address)) => Some(*address),
+                Some(Endpoint::Name { host, port }) => resolve(host, *port),
             },
             selectors: self.selectors(),
             suites: self.suites.clone(),
@@ -39,16 +44,16 @@ impl Config {
         peers.chain(self.static_sas.iter().map(|sa| sa.name.as_str()))
     }
 
-    /// All peers for [`esplane_control_noise::Engine::set_peers`]; `resolve` answers for endpoints that are DNS names.
-    /// A peer whose name `ids` does not know is left out.
+    /// All peers for [`esplane_control_noise::Engine::set_peers`]; `resolve` as in
+    /// [`Peer::to_noise`]. A peer whose name `ids` does not know is left out.
     pub fn noise_peers(
         &self,
         ids: &TunnelIds,
-        resolve: impl Fn(&Peer) -> Option<SocketAddr>,
+        resolve: impl Fn(&str, u16) -> Option<SocketAddr>,
     ) -> Vec<PeerConfig> {
         self.peers
             .iter()
-            .filter_map(|peer| Some(peer.to_noise(ids.get(&peer.name)?, resolve(peer))))
+            .filter_map(|peer| Some(peer.to_noise(ids.get(&peer.name)?, &resolve)))
             .collect()
     }
 }
