@@ -6,22 +6,17 @@ use esplane_control_noise::PeerConfig;
 use std::net::SocketAddr;
 
 impl Peer {
-    /// For [`esplane_control_noise::Engine::set_peers`]. `resolve` knows the addresses of hosts
-    /// that DNS has answered for; it is asked for an endpoint by name only.
-    pub fn to_noise(
-        &self,
-        id: TunnelId,
-        resolve: impl Fn(&str, u16) -> Option<SocketAddr>,
-    ) -> PeerConfig {
+    /// For [`esplane_control_noise::Engine::set_peers`]. `resolved` is the endpoint's address where
+    /// it is a DNS name and has been resolved.
+    pub fn to_noise(&self, id: TunnelId, resolved: Option<SocketAddr>) -> PeerConfig {
         PeerConfig {
             id,
             name: self.name.clone(),
             public_key: self.public_key,
             psk: self.psk.clone(),
-            endpoint: match &self.endpoint {
-                None => None,
-                Some(Endpoint::Address(address)) => Some(*address),
-                Some(Endpoint::Name { host, port }) => resolve(host, *port),
+            endpoint: match self.endpoint {
+                Some(Endpoint::Address(address)) => Some(address),
+                _ => resolved,
             },
             selectors: self.selectors(),
             suites: self.suites.clone(),
@@ -44,16 +39,23 @@ impl Config {
         peers.chain(self.static_sas.iter().map(|sa| sa.name.as_str()))
     }
 
-    /// All peers for [`esplane_control_noise::Engine::set_peers`]; `resolve` as in
-    /// [`Peer::to_noise`]. A peer whose name `ids` does not know is left out.
+    /// All peers for [`esplane_control_noise::Engine::set_peers`]; `resolve` is
+    /// asked for peers whose endpoint is a DNS name.
+    /// A peer whose name `ids` does not know is left out.
     pub fn noise_peers(
         &self,
         ids: &TunnelIds,
-        resolve: impl Fn(&str, u16) -> Option<SocketAddr>,
+        resolve: impl Fn(&Peer) -> Option<SocketAddr>,
     ) -> Vec<PeerConfig> {
         self.peers
             .iter()
-            .filter_map(|peer| Some(peer.to_noise(ids.get(&peer.name)?, &resolve)))
+            .filter_map(|peer| {
+                let resolved = match &peer.endpoint {
+                    Some(Endpoint::Name { .. }) => resolve(peer),
+                    Some(Endpoint::Address(_)) | None => None,
+                };
+                Some(peer.to_noise(ids.get(&peer.name)?, resolved))
+            })
             .collect()
     }
 }

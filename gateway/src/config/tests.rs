@@ -585,7 +585,7 @@ fn a_peer_reaches_control_noise_as_it_is_written() {
         .config(&format!("{HEAD}{PEER_WITH}endpoint: \"[2001:db8::1]:4500\", psk_file: good.psk, kem: off, initiate: start, keepalive_seconds: 25, rekey: {{seconds: 7}}, esn: off, window_packets: 64, df: copy, suites: [aes256gcm16] }}\n"))
         .unwrap();
     let ids = TunnelIds::default().assign(config.tunnel_names());
-    let peers = config.noise_peers(&ids, |_, _| panic!("an address needs no DNS"));
+    let peers = config.noise_peers(&ids, |_| panic!("an address needs no DNS"));
     let peer = &peers[0];
     assert_eq!((peer.id, peer.name.as_str()), (TunnelId(1), "p"));
     assert_eq!(peer.public_key.to_string(), public(2));
@@ -619,7 +619,7 @@ fn a_peer_known_by_name_only_gets_its_address_from_dns() {
         ))
         .unwrap();
     let ids = TunnelIds::default().assign(config.tunnel_names());
-    assert_eq!(config.noise_peers(&ids, |_, _| None)[0].endpoint, None);
+    assert_eq!(config.noise_peers(&ids, |_| None)[0].endpoint, None);
     let resolved = "192.0.2.7:500".parse().unwrap();
     assert_eq!(
         config.noise_peers(&ids, |host, port| (host == "vpn.example.net"
