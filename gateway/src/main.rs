@@ -1,14 +1,22 @@
-//! `esplane`.
+//! The `esplane` command.
 
 use clap::Parser;
-use esplane_gateway::cli::{self, Cli, Command, Failure};
+use esplane_gateway::{
+    cli::{self, Cli, Command, Failure},
+    daemon, demo,
+};
 use std::{
     io::{stdin, stdout},
     process::ExitCode,
 };
 
 fn main() -> ExitCode {
-    match run(&Cli::parse()) {
+    let cli = Cli::parse();
+    // Its exit statuses are its own, and it must start while there is a single thread.
+    if let Command::Demo(args) = &cli.command {
+        return demo::run(args);
+    }
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{failure}");
@@ -19,11 +27,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
+        Command::Run(args) => daemon::run(args),
         Command::Check(args) => cli::check(args, &mut stdout()),
         Command::Keygen(args) => cli::keygen(args, &mut stdout()),
         Command::Pubkey(args) => cli::pubkey(args, &mut stdin(), &mut stdout()),
         Command::Genpsk => cli::genpsk(&mut stdout()),
         Command::Show(args) => cli::show(args, &mut stdout()),
-        Command::Run(_) | Command::Demo(_) => Err(Failure::runtime("not part of this build")),
+        Command::Demo(_) => unreachable!("main has taken it"),
     }
 }
