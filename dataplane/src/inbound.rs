@@ -4,7 +4,7 @@ use crate::{
     Batch, OuterHeaders, PacketBuf, Report, Verdict,
     aead::{ICV_BYTES, Job},
     batch::Outer,
-    esp::decap::{self, Accepted, Sealed},
+    esp::decap::{Accepted, Sealed},
     outbound::CHUNK_PACKETS,
     sad::InboundEntry,
     spd::fits_inbound,
@@ -276,7 +276,7 @@ fn finish<'t>(
             carried.entry = Some(entry);
         }
         note_authentic(tables, packet, &accepted, report);
-        let verdict = match open(entry, arena, packet, &job.payload) {
+        let verdict = match open(&accepted, arena, packet, &job.payload) {
             Ok(()) => Verdict::Forward,
             Err(reason) => Verdict::Drop(reason),
         };
@@ -308,8 +308,10 @@ fn note_authentic(
     else {
         return;
     };
-    let remote = packet.outer.remote;
-    if accepted.newest && remote != sender.header.path().remote_socket() {
+    let (remote, known) = (packet.outer.remote, sender.header.path().remote_socket());
+    // Address and port; not what a socket adds to them (IPv6 scope, flow).
+    let moved = remote.ip() != known.ip() || packet.outer.udp && remote.port() != known.port();
+    if accepted.newest && moved {
         report.raise(SaEvent::EndpointMoved {
             tunnel: *id,
             remote,
@@ -319,20 +321,21 @@ fn note_authentic(
 
 /// Step 7: from decrypted payload to inner packet.
 fn open(
-    entry: &InboundEntry,
+    accepted: &Accepted<'_>,
     arena: &mut [u8],
     packet: &mut PacketBuf,
     at: &Range<usize>,
 ) -> Result<(), DropReason> {
     let malformed = DropReason::DecryptedMalformed;
-    let opened = decap::strip(arena.get(at.clone()).unwrap_or_default(), at)?;
+    let opened = accepted.strip(arena.get(at.clone()).unwrap_or_default(), at)?;
     let inner = arena.get_mut(opened.payload.clone()).ok_or(malformed)?;
     let flow = Flow::parse(inner).ok_or(malformed)?;
     if flow.next_header() != opened.next_header {
         return Err(malformed);
     }
     // RFC 4301 §5.2 step 4
-    if !entry
+    if !accepted
+        .entry
         .sa
         .selectors
         .iter()

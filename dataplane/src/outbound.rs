@@ -252,6 +252,12 @@ fn number<'t>(
         drop_packet(&mut chunk[packet.at], reason, report);
     }
 
+    if within_lifetime < run.len()
+        && let Some(unit) = sa.usage.ended_by()
+    {
+        report.raise(SaEvent::HardExpired { sa: sa.id, unit }); // as long as packets want to use it
+    }
+
     let carried = &run[..sent];
     let bytes: usize = carried.iter().map(|packet| packet.payload_bytes).sum();
     sa.usage.add(sent as u64, bytes as u64, |reached| {

@@ -110,7 +110,7 @@ impl SequenceCounter {
         let mark = if last == self.esn.last_sequence() {
             NEVER // nothing is left to reserve
         } else {
-            next + last.saturating_sub(next) / 2
+            next + (last + 1).saturating_sub(next) / 2
         };
         self.low_at.store(mark, Relaxed);
     }
@@ -173,8 +173,10 @@ mod tests {
         let counter = SequenceCounter::new(Esn::On, start(11, Some(20)));
         assert!(!counter.is_low());
         assert_eq!(counter.reserve(5), 11..16);
+        assert!(!counter.is_low(), "half is not more than half");
+        assert_eq!(counter.reserve(1), 16..17);
         assert!(counter.is_low());
-        assert_eq!(counter.reserve(8), 16..21);
+        assert_eq!(counter.reserve(8), 17..21);
         assert!(counter.reserve(1).is_empty());
         assert!(!counter.is_exhausted());
         counter.extend(15); // an old answer: nothing goes back

@@ -439,6 +439,11 @@ fn lifetimes_ask_for_a_successor_and_then_end_both_ends() {
                     unit,
                 },
             ],
+            // As long as packets want to use it, it is told.
+            2 if direction == Direction::Outbound => vec![SaEvent::HardExpired {
+                sa: sa(direction),
+                unit,
+            }],
             _ => vec![],
         };
         let told: Vec<_> = west.report.drain_events().collect();

@@ -192,14 +192,14 @@ fn a_reservation_asks_in_time_and_is_never_passed() {
     };
     let (mut west, _) = scene.build();
     let sa = sa_id(Direction::Outbound, 0x1000);
-    for _ in 0..4 {
+    for _ in 0..5 {
         west.sealed(&inner(false, 1));
     }
     assert_eq!(west.report.events(), []);
     west.sealed(&inner(false, 1));
     assert_eq!(
         west.report.events(),
-        [SaEvent::SequenceLow { sa, next: 106 }]
+        [SaEvent::SequenceLow { sa, next: 107 }]
     );
     let verdicts = west.send(&vec![inner(false, 1); 7]);
     let sent = verdicts

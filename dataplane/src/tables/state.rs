@@ -55,14 +55,14 @@ pub(super) struct Defined {
 pub(super) struct Outbound {
     pub sa: Arc<OutboundSa>,
     pub path: OuterPath,
-    pub standing: Standing,
+    pub role: Role,
     key: KeyDigest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    Active,
-    StandingBy,
+pub(super) enum Role {
+    Sends,
+    StandsBy,
     Retired,
 }
 
@@ -252,9 +252,9 @@ impl State {
         if !tunnel
             .outbound
             .iter()
-            .any(|other| other.standing == Standing::Active)
+            .any(|other| other.role == Role::Sends)
         {
-            outbound.standing = Standing::Active;
+            outbound.role = Role::Sends;
         }
         tunnel.outbound.push(Arc::new(outbound));
         Ok(())
@@ -262,17 +262,17 @@ impl State {
 
     fn activate(&mut self, tunnel: TunnelId, spi: Spi) -> Result<(), CommandProblem> {
         let id = outbound_id(tunnel, spi);
-        if self.outbound(id)?.standing == Standing::Retired {
+        if self.outbound(id)?.role == Role::Retired {
             return Err(CommandProblem::Retired(id));
         }
         for outbound in &mut self.tunnel_mut(tunnel)?.outbound {
-            let standing = match outbound.standing {
-                _ if outbound.sa.id == id => Standing::Active,
-                Standing::Active => Standing::StandingBy,
+            let role = match outbound.role {
+                _ if outbound.sa.id == id => Role::Sends,
+                Role::Sends => Role::StandsBy,
                 other => other,
             };
-            if outbound.standing != standing {
-                Arc::make_mut(outbound).standing = standing;
+            if outbound.role != role {
+                Arc::make_mut(outbound).role = role;
             }
         }
         Ok(())
@@ -287,7 +287,7 @@ impl State {
             .iter_mut()
             .filter(|outbound| outbound.sa.id == id)
         {
-            Arc::make_mut(outbound).standing = Standing::Retired;
+            Arc::make_mut(outbound).role = Role::Retired;
         }
         tunnel.promote();
         Ok(())
@@ -444,7 +444,7 @@ impl Defined {
         let active = self
             .outbound
             .iter()
-            .find(|outbound| outbound.standing == Standing::Active);
+            .find(|outbound| outbound.role == Role::Sends);
         Tunnel {
             id: self.params.id,
             roaming: self.params.roaming,
@@ -458,13 +458,13 @@ impl Defined {
 
     /// If nothing sends, the oldest one standing by does.
     fn promote(&mut self) {
-        let has = |standing| {
+        let has = |role| {
             self.outbound
                 .iter()
-                .position(|outbound| outbound.standing == standing)
+                .position(|outbound| outbound.role == role)
         };
-        if let (None, Some(oldest)) = (has(Standing::Active), has(Standing::StandingBy)) {
-            Arc::make_mut(&mut self.outbound[oldest]).standing = Standing::Active;
+        if let (None, Some(oldest)) = (has(Role::Sends), has(Role::StandsBy)) {
+            Arc::make_mut(&mut self.outbound[oldest]).role = Role::Sends;
         }
     }
 }
@@ -486,7 +486,7 @@ impl Outbound {
         Self {
             sa: Arc::new(sa),
             path: params.path,
-            standing: Standing::StandingBy,
+            role: Role::StandsBy,
             key,
         }
     }
@@ -498,7 +498,7 @@ impl Outbound {
             suite: self.sa.key.suite(),
             esn: self.sa.sequence.esn(),
             path: self.path,
-            active: self.standing == Standing::Active,
+            active: self.role == Role::Sends,
             sequence: self.sa.sequence.used(),
             statistics: self.sa.statistics(),
         }

@@ -434,7 +434,7 @@ impl Forger {
 pub fn padded(payload: &[u8], next_header: u8) -> Vec<u8> {
     let mut encrypted = payload.to_vec();
     let mut padding = 0;
-    while (encrypted.len() + 2) % 4 != 0 {
+    while !(encrypted.len() + 2).is_multiple_of(4) {
         padding += 1;
         encrypted.push(padding);
     }
