@@ -25,6 +25,9 @@ const STORIES: &[Story] = &[
     (DropReason::NoPolicy, || {
         west_sends(&ipv4(ip("10.1.0.1"), ip("10.9.0.1"), 1, 0, &[]))
     }),
+    (DropReason::LinkLocal, || {
+        west_sends(&ipv6(ip("fe80::1"), ip("ff02::16"), 58, 0, &[0; 8]))
+    }),
     (DropReason::PolicyDiscard, || {
         let scene = Scene::default();
         let (mut west, _) = scene.build();

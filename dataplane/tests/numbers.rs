@@ -205,8 +205,8 @@ fn a_reservation_asks_in_time_and_is_never_passed() {
     let sent = verdicts
         .iter()
         .filter(|(verdict, ..)| *verdict == Verdict::Forward);
-    assert_eq!(sent.count(), 5);
-    assert_eq!(west.drops(DropReason::SequenceExhausted), 2);
+    assert_eq!(sent.count(), 4);
+    assert_eq!(west.drops(DropReason::SequenceExhausted), 3);
     assert_eq!(west.status(Direction::Outbound).sequence, 110);
 
     west.report.clear();

@@ -16,8 +16,9 @@
 //! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
 //! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
 //!
-//! To add an implementation: a file here with its key type, a variant in `Kind` and `Implementation`,
-//! and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else.
+//! To add an implementation: a file here with its key type, a variant in `Implementation` and in `Expanded`,
+//! and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else. The tests beside this
+//! file then hold it to the published vectors and to the portable one.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;

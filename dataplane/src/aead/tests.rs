@@ -130,11 +130,6 @@ const VECTORS: &[Vector] = &[
     },
 ];
 
-/// Every implementation this build knows and this CPU can run.
-fn implementations() -> Vec<Aead> {
-    vec![Aead::detect(), Aead::portable()]
-}
-
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<u8> = hex.chars().map(|c| c.to_digit(16).unwrap() as u8).collect();
     digits
@@ -158,7 +153,7 @@ fn job<'k>(key: &'k AeadKey, nonce: &[u8], aad: &[u8], payload: Range<usize>) ->
 
 #[test]
 fn published_vectors_are_reproduced_both_ways() {
-    for aead in implementations() {
+    for aead in Aead::all() {
         for vector in VECTORS {
             let (plain, sealed) = (bytes(vector.plain), bytes(vector.sealed));
             let key = AeadKey::new(aead, vector.suite, &bytes(vector.key)).unwrap();
@@ -196,7 +191,7 @@ fn debug_shows_no_key() {
 
 #[test]
 fn a_job_beyond_the_arena_fails_and_touches_nothing() {
-    for aead in implementations() {
+    for aead in Aead::all() {
         for suite in AeadSuite::ALL {
             let key = AeadKey::new(aead, suite, &vec![7; suite.key_bytes()]).unwrap();
             let ranges = [
@@ -217,7 +212,7 @@ fn a_job_beyond_the_arena_fails_and_touches_nothing() {
 
 #[test]
 fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
-    for aead in implementations() {
+    for aead in Aead::all() {
         for suite in AeadSuite::ALL {
             let key = AeadKey::new(aead, suite, &vec![9; suite.key_bytes()]).unwrap();
             let plain = [0xa5; 40];
