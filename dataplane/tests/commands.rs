@@ -156,6 +156,28 @@ fn the_width_of_numbers_cannot_change_under_one_key() {
 }
 
 #[test]
+fn a_key_never_changes_its_direction() {
+    let scene = Scene::default();
+    let (mut west, mut east) = scene.build();
+    for (gateway, direction, turned) in [
+        (
+            &mut west,
+            Direction::Outbound,
+            scene.inbound(spi(0x1000), 1),
+        ),
+        (
+            &mut east,
+            Direction::Inbound,
+            scene.outbound(spi(0x1000), 1),
+        ),
+    ] {
+        gateway.apply(vec![SaCommand::Remove(sa_id(direction, 0x1000))]);
+        let error = refused(gateway, vec![SaCommand::Install(turned)]);
+        assert_eq!(error.problem, CommandProblem::KeyUsedOtherWay);
+    }
+}
+
+#[test]
 fn a_list_is_carried_out_as_a_whole_or_not_at_all() {
     let scene = Scene::default();
     let (mut west, _) = scene.build();
@@ -398,6 +420,10 @@ fn a_tunnel_follows_its_peer_only_by_its_newest_authentic_packet() {
         tunnel: TUNNEL,
         remote,
     }]);
+    assert!(
+        (east.writer.sas().iter()).all(|sa| sa.path.remote_socket() == remote),
+        "status shows where the peer is now"
+    );
     let answer = ipv4(ip("10.2.0.9"), ip("10.1.0.7"), 1, 0, &[]);
     let (_, data, outer) = east.send(&[answer]).remove(0);
     assert_eq!(outer.remote, remote);

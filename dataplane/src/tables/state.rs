@@ -66,6 +66,7 @@ pub(super) enum Role {
     Retired,
 }
 
+#[derive(Clone)]
 pub(super) struct Inbound {
     pub sa: Arc<InboundSa>,
     pub path: OuterPath,
@@ -216,6 +217,9 @@ impl State {
         if let Some(other) = self.sender_with(key) {
             return Err(CommandProblem::KeyInUse { other });
         }
+        if self.remembers(key, |progress| matches!(progress, Progress::Sent(_))) {
+            return Err(CommandProblem::KeyUsedOtherWay);
+        }
         let window = self.take_window(key, &params);
         let inbound = Inbound::new(context, key, params, window);
         self.inbound.insert(inbound.sa.id.spi, Arc::new(inbound));
@@ -236,6 +240,9 @@ impl State {
         let key = self.digest(&params.key);
         if let Some(other) = self.sender_with(key).or_else(|| self.receiver_with(key)) {
             return Err(CommandProblem::KeyInUse { other });
+        }
+        if self.remembers(key, |progress| matches!(progress, Progress::Received(..))) {
+            return Err(CommandProblem::KeyUsedOtherWay);
         }
         let sequence = match self.take_counter(key) {
             Some(counter) if counter.esn() != params.esn => return Err(CommandProblem::EsnChanged),
@@ -332,6 +339,11 @@ impl State {
             check_local_address(context.settings, outbound.sa.id, &path)?;
             Arc::make_mut(outbound).path = path;
         }
+        // Inbound paths are only shown; an SA takes its packets from wherever they are authentic.
+        let inbound = self.inbound.values_mut();
+        for inbound in inbound.filter(|inbound| inbound.sa.id.tunnel == id) {
+            Arc::make_mut(inbound).path = inbound.path.moved_to(remote)?;
+        }
         Ok(())
     }
 
@@ -417,6 +429,11 @@ impl State {
             // Another size: all that may have come before is too old.
             Arc::new(ReplayWindow::new(params.window, known.head()))
         })
+    }
+
+    fn remembers(&self, key: KeyDigest, kind: impl Fn(&Progress) -> bool) -> bool {
+        let mut remembered = self.remembered.iter();
+        remembered.any(|known| known.key == key && kind(&known.progress))
     }
 
     fn take_remembered<T>(
