@@ -6,6 +6,7 @@
 //!                     state.rs: what is installed     ├─ Spd      destination → tunnel
 //!                     checks, then changes a copy     ├─ tunnels  tunnel → sender (SA, outer header)
 //!                     publishes it as a whole         └─ Sad      SPI → inbound SA
+//!                     keys.rs: how far keys had come
 //! ```
 //!
 //! A snapshot never changes; what does change (counters, numbers, windows) are atomics inside the SAs, which all
@@ -13,6 +14,7 @@
 //! from the same counter.
 
 mod error;
+mod keys;
 mod state;
 mod writer;
 
