@@ -58,8 +58,9 @@ impl Inbound {
         }
     }
 
-    /// Decides over every packet whose verdict is pending: it is opened in place and goes on as an inner packet, is
-    /// handed to the control plane, or is dropped and counted. Where data starts, [`OuterHeaders`] says.
+    /// Decides over every packet whose verdict is pending: it is opened in place and goes on as an
+    /// inner packet, is handed to the control plane, or is dropped and counted. Where data starts,
+    /// [`OuterHeaders`] says.
     pub fn process(&mut self, tables: &Tables, batch: &mut Batch, report: &mut Report) {
         let (arena, packets) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
@@ -81,10 +82,12 @@ impl Inbound {
         }
     }
 
-    /// Where SAs have failed so often in a row that their high half may be lost, keeps the ciphertext of one
-    /// packet of the chunk, to be tried with further high halves (RFC 4303 Appendix A3).
+    /// Where SAs have failed so often in a row that their high half may be lost, keeps the
+    /// ciphertext of one packet of the chunk, to be tried with further high halves (RFC 4303
+    /// Appendix A3).
     ///
-    /// One packet a chunk: a flood of forgeries fills chunks, and so buys four more decryptions per 64.
+    /// One packet a chunk: a flood of forgeries fills chunks, and so buys four more decryptions per
+    /// 64.
     fn keep_suspect(
         &mut self,
         arena: &[u8],
@@ -132,8 +135,8 @@ fn check<'t>(
     (waiting, jobs)
 }
 
-/// Step 3: finds the ESP packet, whose SPI is the answer. The packet's data becomes the ESP packet, or what follows
-/// the non-ESP marker.
+/// Step 3: finds the ESP packet, whose SPI is the answer. The packet's data becomes the ESP packet,
+/// or what follows the non-ESP marker.
 fn classify(mode: OuterHeaders, arena: &[u8], packet: &mut PacketBuf) -> Result<u32, Verdict> {
     if mode == OuterHeaders::Written {
         take_off_outer(arena, packet).ok_or(Verdict::Drop(DropReason::OuterMalformed))?;
@@ -153,8 +156,8 @@ fn classify(mode: OuterHeaders, arena: &[u8], packet: &mut PacketBuf) -> Result<
     }
 }
 
-/// Takes off outer IP and UDP header and notes what they say. `None` where they are malformed, a fragment (RFC 4303
-/// §3.4.1), or of another protocol.
+/// Takes off outer IP and UDP header and notes what they say. `None` where they are malformed, a
+/// fragment (RFC 4303 §3.4.1), or of another protocol.
 fn take_off_outer(arena: &[u8], packet: &mut PacketBuf) -> Option<()> {
     let whole = arena.get(packet.data_range())?;
     let (local, remote, tos, above, payload, total_bytes) = match whole.first()? >> 4 {

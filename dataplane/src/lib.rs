@@ -1,5 +1,5 @@
-//! Pure ESP (RFC 4303) in tunnel mode: batches of packets in, batches of packets out. No I/O, no clock, no
-//! thread, and after construction no allocation and no lock.
+//! Pure ESP (RFC 4303) in tunnel mode: batches of packets in, batches of packets out. No I/O, no
+//! clock, no thread, and after construction no allocation and no lock.
 //!
 //! # The path of a packet
 //!
@@ -32,12 +32,12 @@
 //!       ESP packets ═══════════════════════════════════════════════════▶ ESP packets
 //! ```
 //!
-//! Packets stay where the driver put them: headers grow into the frame's headroom, trailer and ICV into its
-//! tailroom ([`batch`]). Every packet leaves with a [`Verdict`]; what is dropped is counted under one
-//! [`DropReason`](esplane_api::DropReason) in the worker's [`Report`].
+//! Packets stay where the driver put them: headers grow into the frame's headroom, trailer and ICV
+//! into its tailroom ([`batch`]). Every packet leaves with a [`Verdict`]; what is dropped is
+//! counted under one [`DropReason`](esplane_api::DropReason) in the worker's [`Report`].
 //!
-//! A forged packet changes nothing: until its ICV is known to be right, inbound only looks. The types of
-//! [`esp::decap`] make that order the only one that compiles.
+//! A forged packet changes nothing: until its ICV is known to be right, inbound only looks. The
+//! types of [`esp::decap`] make that order the only one that compiles.
 //!
 //! # Who owns what
 //!
@@ -52,11 +52,12 @@
 //!
 //! # Where a key lives
 //!
-//! `KeyMaterial` comes in with `SaCommand::Install`, is expanded into the SA's [`AeadKey`] and wiped. The `AeadKey` lives
-//! as long as the last snapshot that holds its SA, and is wiped with it. What is remembered of a removed key is
-//! a hash under a secret of this process, together with its counter or window: installed again, it goes on
-//! where it was. That, [`sequence::SequenceCounter`], and the refusal to install one key twice keep the
-//! invariant: **no (key, IV) pair is ever used twice.**
+//! `KeyMaterial` comes in with `SaCommand::Install`, is expanded into the SA's [`AeadKey`] and
+//! wiped. The `AeadKey` lives as long as the last snapshot that holds its SA, and is wiped with it.
+//! What is remembered of a removed key is a hash under a secret of this process, together with its
+//! counter or window: installed again, it goes on where it was. That,
+//! [`sequence::SequenceCounter`], and the refusal to install one key twice keep the invariant: **no
+//! (key, IV) pair is ever used twice.**
 //!
 //! # Where we deviate, and why
 //!

@@ -85,7 +85,8 @@ impl InboundSa {
         }
     }
 
-    /// Notes a wrong ICV. Nothing but statistics and the right to try resynchronisation follow from it.
+    /// Notes a wrong ICV. Nothing but statistics and the right to try resynchronisation follow from
+    /// it.
     pub fn note_failure(&self) {
         self.authentication_failures.fetch_add(1, Relaxed);
         if self.failures_in_a_row.load(Relaxed) < RESYNCHRONISE_AFTER {
@@ -93,7 +94,8 @@ impl InboundSa {
         }
     }
 
-    /// Notes an authentic packet; the first one is told through `raise`, which answers whether it could be told.
+    /// Notes an authentic packet; the first one is told through `raise`, which answers whether it
+    /// could be told.
     pub fn note_authentic(&self, raise: impl FnOnce(SaEvent) -> bool) {
         // Load first: a store per packet would send the cache line back and forth between workers.
         if self.failures_in_a_row.load(Relaxed) != 0 {
@@ -146,7 +148,8 @@ impl Sad {
     }
 }
 
-/// One multiplication. Enough, as SPIs in the table are ours: nobody else can choose them to collide.
+/// One multiplication. Enough, as SPIs in the table are ours: nobody else can choose them to
+/// collide.
 #[derive(Default)]
 pub struct SpiHasher(u64);
 

@@ -1,8 +1,8 @@
 //! Step 5: sequence numbers. Outbound they are reserved, inbound their high half is inferred.
 //!
 //! The number is also the IV (RFC 4106 §3.1), so one number used twice under one key would give the
-//! key away. [`SequenceCounter`] is therefore the one place where numbers are made, and it only ever
-//! goes up:
+//! key away. [`SequenceCounter`] is therefore the one place where numbers are made, and it only
+//! ever goes up:
 //!
 //! ```text
 //!   1 …… used …… next …… low_at …… last …… Esn::last_sequence
@@ -47,9 +47,10 @@ impl SequenceCounter {
 
     /// Takes up to `wanted` consecutive numbers; fewer, or none, at the end of what is reserved.
     ///
-    /// Check before add: a counter past its end is never added to, so each worker can overshoot it by
-    /// one run at most. [`Esn::last_sequence`] leaves 2^32 numbers for that, more than any number
-    /// of workers can hold at once: the counter cannot wrap. Numbers overshot are skipped, not reused.
+    /// Check before add: a counter past its end is never added to, so each worker can overshoot it
+    /// by one run at most. [`Esn::last_sequence`] leaves 2^32 numbers for that, more than any
+    /// number of workers can hold at once: the counter cannot wrap. Numbers overshot are skipped,
+    /// not reused.
     pub fn reserve(&self, wanted: u32) -> Range<u64> {
         let last = self.last.load(Relaxed);
         if self.next.load(Relaxed) > last {

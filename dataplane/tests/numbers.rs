@@ -1,5 +1,5 @@
-//! Sequence numbers from end to end: extended ones across 2^32, resynchronisation, exhaustion, reservations, and that
-//! no (key, IV) pair is ever used twice.
+//! Sequence numbers from end to end: extended ones across 2^32, resynchronisation, exhaustion,
+//! reservations, and that no (key, IV) pair is ever used twice.
 
 mod common;
 use common::*;
@@ -366,7 +366,8 @@ proptest! {
     }
 }
 
-/// Three workers, each with snapshots of different age, while the control side takes the SA away and brings it back.
+/// Three workers, each with snapshots of different age, while the control side takes the SA away
+/// and brings it back.
 #[test]
 fn workers_with_old_snapshots_share_no_number_with_new_ones() {
     let scene = Scene {

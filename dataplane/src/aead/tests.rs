@@ -239,8 +239,8 @@ fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
 }
 
 proptest! {
-    /// A run of jobs with mixed keys and lengths, one of them damaged: every implementation agrees with the
-    /// portable one, byte by byte, and nothing outside the jobs changes.
+    /// A run of jobs with mixed keys and lengths, one of them damaged: every implementation agrees
+    /// with the portable one, byte by byte, and nothing outside the jobs changes.
     #[test]
     fn a_mixed_run_agrees_with_the_oracle(
         lengths in proptest::collection::vec(0usize..600, 1..20),

@@ -1,5 +1,5 @@
-//! Inbound: check, authenticate, commit, strip. Each step is a type that only the one before can make, so
-//! none can be left out:
+//! Inbound: check, authenticate, commit, strip. Each step is a type that only the one before can
+//! make, so none can be left out:
 //!
 //! ```text
 //!   Esp ──check──▶ Sealed ──authenticate──▶ Authentic ──commit──▶ Accepted ──strip──▶ Opened
@@ -52,7 +52,8 @@ pub struct Opened {
 }
 
 impl<'t> Sealed<'t> {
-    /// Looks at the window and answers what the AEAD is to do. `at` is the ESP packet's place in the arena.
+    /// Looks at the window and answers what the AEAD is to do. `at` is the ESP packet's place in
+    /// the arena.
     #[inline]
     pub fn check(
         entry: &'t InboundEntry,
@@ -84,8 +85,9 @@ impl<'t> Sealed<'t> {
         }
     }
 
-    /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303 Appendix A3).
-    /// `ciphertext` is what was in the job's place, payload and ICV, before it was opened.
+    /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303
+    /// Appendix A3). `ciphertext` is what was in the job's place, payload and ICV, before it was
+    /// opened.
     pub fn resynchronise(
         &mut self,
         aead: Aead,

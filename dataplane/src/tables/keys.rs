@@ -1,8 +1,9 @@
 //! What is remembered of keys after their SAs are gone: how far they had come.
 //!
-//! A static key is removed and installed again at every reload, and (key, IV) pairs must not come twice, nor
-//! packets be accepted twice. So counter and window belong to the key, not to the SA that has them at the
-//! moment. Workers with an older snapshot go on with the same counter meanwhile.
+//! A static key is removed and installed again at every reload, and (key, IV) pairs must not come
+//! twice, nor packets be accepted twice. So counter and window belong to the key, not to the SA
+//! that has them at the moment. Workers with an older snapshot go on with the same counter
+//! meanwhile.
 //!
 //! The key itself is not kept, only its hash under a secret of this process.
 

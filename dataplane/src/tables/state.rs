@@ -1,7 +1,8 @@
 //! What is installed, and how each command changes it.
 //!
-//! A list of commands works on a copy; only if all of it succeeds does the copy replace the original. What a
-//! copy shares with the original (sequence counters) is changed by [`Effect`]s, after that.
+//! A list of commands works on a copy; only if all of it succeeds does the copy replace the
+//! original. What a copy shares with the original (sequence counters) is changed by [`Effect`]s,
+//! after that.
 
 use super::{
     Activity, CommandProblem, OuterHeaders, Sender, Settings, Tunnel,
@@ -38,7 +39,8 @@ pub(super) struct State {
 #[derive(Clone)]
 pub(super) struct Defined {
     pub params: Arc<TunnelParams>,
-    /// Tunnels defined earlier have lower ones: among equal policies the one that came first decides.
+    /// Tunnels defined earlier have lower ones: among equal policies the one that came first
+    /// decides.
     pub order: u64,
     /// Oldest first.
     pub outbound: Vec<Arc<Outbound>>,
