@@ -53,6 +53,8 @@ pub(crate) struct Peer {
     cookie: Option<HeldCookie>,
     /// It has refused us; packets start no handshake before this.
     refused_until: Duration,
+    /// Packets wait, and if our answer is not confirmed by then, we ask ourselves.
+    wanted_at: Option<Duration>,
     /// Packets wait and there was no address to send a handshake to.
     waits_for_endpoint: bool,
     unreachable: bool,
@@ -120,6 +122,7 @@ impl Peer {
             timestamp_received: None,
             cookie: None,
             refused_until: Duration::ZERO,
+            wanted_at: None,
             waits_for_endpoint: false,
             unreachable: false,
             last_handshake: None,
@@ -191,6 +194,7 @@ impl Peer {
         self.sas = Turnover::new(self.config.id);
         (self.confirm, self.cookie, self.unreachable) = (None, None, false);
         self.echoes.clear();
+        self.wanted_at = None;
         self.liveness = Liveness::default();
     }
 
@@ -386,7 +390,9 @@ impl Peer {
         }
         self.send_due_dummies(ctx, now);
         self.repeat_attempt(ctx, now);
-        if self.attempt.is_none() && self.sas.rekey_at().is_some_and(|at| now.monotonic >= at) {
+        let wanted = self.wanted_at.take_if(|at| now.monotonic >= *at).is_some();
+        let rekey = self.sas.rekey_at().is_some_and(|at| now.monotonic >= at);
+        if wanted || rekey {
             self.start(ctx, now);
         }
     }
@@ -407,6 +413,7 @@ impl Peer {
             liveness,
             current.map(|pair| pair.ends_at),
             self.sas.expires_at(),
+            self.wanted_at,
             self.confirm.as_ref().map(|confirm| confirm.next_at),
             self.echoes.front().copied(),
         ]
@@ -455,9 +462,15 @@ impl Peer {
 impl Peer {
     /// A packet waits for an SA.
     fn handle_need(&mut self, ctx: &mut Context, now: Now) {
-        let held_off =
-            now.monotonic < self.refused_until || self.sas.has_young_pending(now.monotonic);
-        if self.sas.current().is_none() && !held_off {
+        if self.sas.current().is_some() || now.monotonic < self.refused_until {
+            return;
+        }
+        if let Some(attempt) = &mut self.attempt {
+            // Somebody waits now: do not sit out a long pause.
+            attempt.next_at = attempt.next_at.min(attempt.sent_at + RETRY_WANTED);
+        } else if self.sas.has_young_pending(now.monotonic) {
+            self.wanted_at = Some(now.monotonic + PENDING_YOUNG);
+        } else {
             self.start(ctx, now);
         }
     }
@@ -726,7 +739,7 @@ impl Peer {
         self.rekeys += u64::from(rekey);
         self.last_handshake = Some(now);
         self.unreachable = false;
-        self.refused_until = Duration::ZERO;
+        (self.wanted_at, self.refused_until) = (None, Duration::ZERO);
         self.liveness.reset(now.monotonic);
         self.last_notices.clear();
         if let Some(endpoint) = self.endpoint {

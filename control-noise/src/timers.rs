@@ -11,6 +11,8 @@ use std::{
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest wait between two initiations of one handshake.
 pub(crate) const RETRY_MOST: Duration = Duration::from_secs(16);
+/// The same while a packet waits for the answer.
+pub(crate) const RETRY_WANTED: Duration = Duration::from_secs(5);
 /// A handshake without an answer is given up after this, or goes on slowly (at start).
 pub(crate) const GIVE_UP: Duration = Duration::from_secs(90);
 /// The slow pace of a peer that should be there from the start on, and of one that refused us.
