@@ -86,3 +86,37 @@ impl Timers {
             .map(|(_, peer)| *peer)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_up_to_its_limit_and_never_overflows() {
+        let mut random = Random::from_seed([1; 32]);
+        for number in [0, 1, 2, 5, 6, 40, u32::MAX] {
+            let plain = RETRY_FIRST
+                .saturating_mul(1 << number.min(16))
+                .min(RETRY_MOST);
+            let wait = backoff(RETRY_FIRST, RETRY_MOST, number, &mut random);
+            assert!(
+                plain <= wait && wait <= plain + plain / 4,
+                "{number}: {wait:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_peer_is_in_the_queue_once_with_its_last_time() {
+        let (one, other) = (TunnelId(1), TunnelId(2));
+        let mut timers = Timers::default();
+        timers.set(one, Some(Duration::from_secs(5)));
+        timers.set(other, Some(Duration::from_secs(3)));
+        timers.set(one, Some(Duration::from_secs(2)));
+        assert_eq!(timers.due(Duration::from_secs(2)), Some(one));
+        timers.set(one, None);
+        assert_eq!(timers.next(), Some(Duration::from_secs(3)));
+        assert_eq!(timers.due(Duration::from_millis(2_999)), None);
+        assert_eq!(timers.due(Duration::from_secs(3)), Some(other));
+    }
+}

@@ -3,7 +3,9 @@
 mod common;
 use common::*;
 use esplane_api::{AeadSuite, Direction, DropReason, Esn, WindowSize};
-use esplane_control_noise::{Disagreement, Initiate, KemPolicy, NoticeEvent, PeerState};
+use esplane_control_noise::{
+    Disagreement, Initiate, KemPolicy, NoticeEvent, PeerConfig, PeerState,
+};
 
 #[test]
 fn the_first_packet_starts_a_handshake_and_is_delivered() {
@@ -142,13 +144,12 @@ fn the_end_with_the_lower_key_decides_the_suite_whoever_asks() {
     }
 }
 
+type Adjustment = Box<dyn Fn(usize, &mut PeerConfig)>;
+
 #[test]
 fn ends_that_are_configured_differently_say_so_on_both_sides_and_make_no_tunnel() {
     let kems = [KemPolicy::MlKem768, KemPolicy::MlKem512, KemPolicy::Off];
-    let mut cases: Vec<(
-        Disagreement,
-        Box<dyn Fn(usize, &mut esplane_control_noise::PeerConfig)>,
-    )> = vec![
+    let mut cases: Vec<(Disagreement, Adjustment)> = vec![
         (
             Disagreement::Esn,
             Box::new(|node, peer| peer.esn = if node == 0 { Esn::On } else { Esn::Off }),
