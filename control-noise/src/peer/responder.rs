@@ -26,11 +26,13 @@ impl Peer {
             Err(HandshakeError::Unknown) => return self.disagree(ctx, now, Disagreement::Unknown),
             Err(_) => return ctx.drop_message(DropReason::HandshakeMalformed),
         };
-        if self
+        if let Some(newest) = self
             .timestamp_received
-            .is_some_and(|last| offer.timestamp <= last)
+            .filter(|newest| offer.timestamp <= *newest)
         {
-            self.notice(ctx, now, NoticeEvent::Replayed { endpoint: from });
+            if offer.timestamp.is_long_before(newest) {
+                self.notice(ctx, now, NoticeEvent::Replayed { endpoint: from });
+            }
             return ctx.drop_message(DropReason::HandshakeReplayed);
         }
         self.timestamp_received = Some(offer.timestamp);
