@@ -23,7 +23,11 @@ impl Peer {
     ) {
         let offer = match opened.offer() {
             Ok(offer) => offer,
-            Err(HandshakeError::Unknown) => return self.disagree(ctx, now, Disagreement::Unknown),
+            Err(HandshakeError::Unknown) => {
+                // Authentic, but perhaps not new: for the log only.
+                self.notice(ctx, now, NoticeEvent::Disagreement(Disagreement::Unknown));
+                return ctx.drop_message(DropReason::HandshakeSettings);
+            }
             Err(_) => return ctx.drop_message(DropReason::HandshakeMalformed),
         };
         if let Some(newest) = self
@@ -69,6 +73,7 @@ impl Peer {
                     self.established(ctx, now, suite, replaces);
                 }
             }
+            FirstPacket::Overtaken(commands) => ctx.commands(commands),
             FirstPacket::Confirmed => self.confirm = None,
             FirstPacket::Nothing => {}
         }
