@@ -197,6 +197,11 @@ impl Timestamp {
         }
     }
 
+    /// Whether it is older than a packet that the network has delayed or doubled could be.
+    pub(crate) fn is_long_before(self, newest: Self) -> bool {
+        newest.seconds.saturating_sub(self.seconds) > 5
+    }
+
     fn next(self) -> Self {
         match self.nanoseconds {
             999_999_999.. => Self {
@@ -504,3 +509,6 @@ fn parse_disagreement(value: &[u8]) -> Result<Disagreement, PayloadError> {
         .find(|why| disagreement_number(*why) == *number);
     Ok(why.unwrap_or(Disagreement::Unknown))
 }
+
+#[cfg(test)]
+mod tests;
