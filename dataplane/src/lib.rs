@@ -1,2 +1,16 @@
 //! Pure ESP: batches of packets in, batches of packets out. No I/O, no clock.
+pub mod aead;
 pub mod batch;
+mod inbound;
+mod outbound;
+mod report;
+mod tables;
+mod tunnel;
+
+pub use aead::{Aead, AeadKey};
+pub use batch::{Batch, HEADROOM_BYTES, Outer, PacketBuf, TAILROOM_BYTES, Verdict};
+pub use inbound::Inbound;
+pub use outbound::Outbound;
+pub use report::Report;
+pub use tables::{CommandError, CommandProblem, OuterHeaders, Settings, TableWriter, Tables};
+pub use tunnel::max_inner_bytes;

@@ -1,0 +1,185 @@
+//! The AEAD behind a narrow seam: a whole run of packets per call, each packet a [`Job`] over one
+//! arena.
+//!
+//! ```text
+//!   arena  … │ headroom │ SPI seq IV │ payload ……………… │ ICV │ tailroom │ …
+//!                                     └ Job::payload ──┘└ 16 ┘
+//! ```
+//!
+//! An implementation is chosen once, when the process starts ([`Aead::detect`]), and makes every
+//! [`AeadKey`]: a key is expanded into the form its implementation works with, and knows by itself
+//! how to seal and open. Jobs of one call may use different keys and suites.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
+//! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
+//!
+//! To add an implementation: a file here with its key type, a variant in `Kind` and `Implementation`,
+//! and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else.
+
+mod chacha;
+mod portable;
+
+use esplane_api::AeadSuite;
+use std::{fmt, ops::Range};
+
+/// Bytes of a nonce: 4 of salt, 8 of IV (RFC 4106 §4, RFC 7634 §2).
+pub const NONCE_BYTES: usize = 12;
+/// Bytes of ICV behind each payload.
+pub const ICV_BYTES: usize = 16;
+
+/// One packet to be sealed or opened in place.
+#[derive(Clone, Debug)]
+pub struct Job<'k> {
+    /// The key, expanded.
+    pub key: &'k AeadKey,
+    /// Salt and IV.
+    pub nonce: [u8; NONCE_BYTES],
+    /// Associated data in its first [`Job::aad_bytes`] bytes, zeros behind.
+    pub aad: [u8; 16],
+    /// 8, or 12 with extended sequence numbers.
+    pub aad_bytes: u8,
+    /// What is encrypted, as a range of the arena. Its ICV lies right behind it.
+    pub payload: Range<usize>,
+    /// Set by [`Aead::open`]: whether the ICV is right. [`Aead::seal`] sets it too: `false` only
+    /// where payload and ICV do not lie within the arena.
+    pub ok: bool,
+}
+
+impl Job<'_> {
+    /// The associated data.
+    pub fn associated_data(&self) -> &[u8] {
+        &self.aad[..usize::from(self.aad_bytes).min(self.aad.len())]
+    }
+
+    /// Payload and ICV in the arena; `None` if they do not lie within.
+    fn split<'a>(&self, arena: &'a mut [u8]) -> Option<(&'a mut [u8], &'a mut [u8; ICV_BYTES])> {
+        arena
+            .get_mut(self.payload.start..self.payload.end.checked_add(ICV_BYTES)?)?
+            .split_last_chunk_mut()
+    }
+}
+
+/// The implementation chosen at start. Small and copied freely; holds no key.
+#[derive(Clone, Copy, Debug)]
+pub struct Aead {
+    implementation: Implementation,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Implementation {
+    Portable,
+}
+
+impl Aead {
+    /// The fastest implementation this CPU has.
+    pub fn detect() -> Self {
+        Self::portable()
+    }
+
+    /// The one that runs on every CPU.
+    pub fn portable() -> Self {
+        Self {
+            implementation: Implementation::Portable,
+        }
+    }
+
+    /// Its name, for logs and status.
+    pub fn name(&self) -> &'static str {
+        match self.implementation {
+            Implementation::Portable => "portable",
+        }
+    }
+
+    /// Seals every job: payload becomes ciphertext, its ICV is written behind it.
+    pub fn seal(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
+        for job in jobs {
+            let Some((payload, icv)) = job.split(arena) else {
+                job.ok = false;
+                continue;
+            };
+            job.ok = match &job.key.expanded {
+                Expanded::Portable(key) => {
+                    key.seal(&job.nonce, job.associated_data(), payload, icv)
+                }
+                Expanded::ChaCha(key) => key.seal(&job.nonce, job.associated_data(), payload, icv),
+            };
+        }
+    }
+
+    /// Opens every job: where the ICV is right, ciphertext becomes payload and [`Job::ok`] is `true`.
+    /// Where it is wrong, `ok` is `false` and no plaintext is in the arena: the bytes are the ciphertext
+    /// or zeros.
+    pub fn open(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
+        for job in jobs {
+            let Some((payload, icv)) = job.split(arena) else {
+                job.ok = false;
+                continue;
+            };
+            job.ok = match &job.key.expanded {
+                Expanded::Portable(key) => {
+                    key.open(&job.nonce, job.associated_data(), payload, icv)
+                }
+                Expanded::ChaCha(key) => key.open(&job.nonce, job.associated_data(), payload, icv),
+            };
+        }
+    }
+}
+
+/// A key expanded for one implementation. Wiped on drop.
+pub struct AeadKey {
+    suite: AeadSuite,
+    expanded: Expanded,
+}
+
+enum Expanded {
+    Portable(Box<portable::Key>),
+    ChaCha(chacha::Key),
+}
+
+impl AeadKey {
+    /// Expands `key` for `aead`. Salts are no part of it: they belong to the nonce.
+    pub fn new(aead: Aead, suite: AeadSuite, key: &[u8]) -> Result<Self, KeyLengthError> {
+        let wrong_length = KeyLengthError {
+            suite,
+            got: key.len(),
+        };
+        let expanded = match (aead.implementation, suite) {
+            (Implementation::Portable, AeadSuite::Aes128Gcm16) => {
+                portable::Key::aes128(key).map(|key| Expanded::Portable(Box::new(key)))
+            }
+            (Implementation::Portable, AeadSuite::Aes256Gcm16) => {
+                portable::Key::aes256(key).map(|key| Expanded::Portable(Box::new(key)))
+            }
+            (_, AeadSuite::ChaCha20Poly1305) => chacha::Key::new(key).map(Expanded::ChaCha),
+        };
+        expanded
+            .map(|expanded| Self { suite, expanded })
+            .ok_or(wrong_length)
+    }
+
+    /// Which AEAD it is for.
+    pub fn suite(&self) -> AeadSuite {
+        self.suite
+    }
+}
+
+impl fmt::Debug for AeadKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AeadKey({}, [redacted])", self.suite)
+    }
+}
+
+/// A key of the wrong length.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a key for {suite} has {} bytes, got {got}", suite.key_bytes())]
+pub struct KeyLengthError {
+    /// The suite asked for.
+    pub suite: AeadSuite,
+    /// The number of bytes offered.
+    pub got: usize,
+}
+
+#[cfg(test)]
+mod tests;
