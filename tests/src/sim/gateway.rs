@@ -1,11 +1,11 @@
 use super::{Datagram, Random, number_of};
-use esplane_api::{
-    AeadSuite, DfPolicy, DropCounters, DropReason, Esn, IpPrefix, Now, SelectorPair, TunnelId, WindowSize,
-};
+use esplane_api::{DropCounters, DropReason, IpPrefix, Now, SelectorPair, TunnelId};
 use esplane_control_noise::{
-    Engine, Initiate, KemPolicy, Notice, NodeConfig, PeerConfig, PresharedKey, PublicKey, RekeyPolicy, StaticSecretKey,
+    Engine, LoadPolicy, NodeConfig, Notice, PeerConfig, PeerStatus, StaticSecretKey,
 };
-use esplane_dataplane::{Aead, Batch, Inbound, Outbound, Outer, OuterHeaders, Report, Settings, TableWriter, Verdict};
+use esplane_dataplane::{
+    Aead, Batch, Inbound, Outbound, Outer, OuterHeaders, Report, Settings, TableWriter, Verdict,
+};
 use esplane_gateway::node::{Action, Node};
 use std::{
     collections::VecDeque,
@@ -28,54 +28,29 @@ pub struct GatewaySpec {
     /// Its name.
     pub name: String,
     /// Its static private key.
-    pub private_key: [u8; 32],
+    pub private_key: StaticSecretKey,
     /// Where it listens.
     pub address: SocketAddr,
+    /// When it asks strangers for cookies.
+    pub under_load: LoadPolicy,
     /// Its peers.
-    pub peers: Vec<PeerSpec>,
+    pub peers: Vec<PeerConfig>,
 }
 
-/// One peer in a gateway's configuration.
-#[derive(Clone)]
-pub struct PeerSpec {
-    /// Whose packets, and all that the key exchange wants to know.
-    pub config: PeerConfig,
-}
-
-impl PeerSpec {
-    /// A peer as most configurations have it: reached at `endpoint`, on demand, with these networks
-    /// behind it.
-    pub fn new(id: u32, peer: &GatewaySpec, networks: &[&str]) -> Self {
+impl GatewaySpec {
+    /// How this gateway's peers name it: reached at its address, these networks behind it, and all
+    /// else by default.
+    pub fn as_peer(&self, id: u32, networks: &[&str]) -> PeerConfig {
         let selectors = networks.iter().map(|network| {
             let network: IpPrefix = network.parse().expect("a network such as 10.2.0.0/16");
             SelectorPair::to(network)
         });
-        Self {
-            config: PeerConfig {
-                id: TunnelId(id),
-                name: peer.name.clone(),
-                public_key: peer.public_key(),
-                psk: None,
-                endpoint: Some(peer.address),
-                selectors: selectors.collect(),
-                suites: AeadSuite::ALL.to_vec(),
-                esn: Esn::On,
-                window: WindowSize::DEFAULT,
-                df: DfPolicy::Clear,
-                kem: KemPolicy::MlKem768,
-                initiate: Initiate::OnDemand,
-                rekey: RekeyPolicy::default(),
-                keepalive_seconds: None,
-                dead_after_seconds: 30,
-            },
+        let public_key = self.private_key.public_key();
+        PeerConfig {
+            endpoint: Some(self.address),
+            selectors: selectors.collect(),
+            ..PeerConfig::new(TunnelId(id), self.name.clone(), public_key)
         }
-    }
-}
-
-impl GatewaySpec {
-    /// The public half of its key.
-    pub fn public_key(&self) -> PublicKey {
-        StaticSecretKey::from(self.private_key).public_key()
     }
 }
 
@@ -103,18 +78,21 @@ pub struct Gateway {
 impl Gateway {
     /// Starts it. `random` is its source of ephemeral keys, as the operating system's is the daemon's.
     pub(super) fn start(spec: GatewaySpec, now: Now, random: &mut Random) -> Self {
-        let engine = Engine::new(NodeConfig::new(
-            StaticSecretKey::from(spec.private_key),
-            spec.address.port(),
-            random.bytes32(),
-        ))
+        let engine = Engine::new(NodeConfig {
+            private_key: spec.private_key.clone(),
+            listen_port: spec.address.port(),
+            local: None,
+            seed: random.bytes32(),
+            reserved_spis: Vec::new(),
+            under_load: spec.under_load,
+        })
         .expect("a valid node");
         let settings = Settings {
             outer_headers: OuterHeaders::ByKernel,
         };
         let mut node = Node::new(engine, TableWriter::new(settings, Aead::portable()));
-        let peers = spec.peers.iter().map(|peer| peer.config.clone()).collect();
-        node.set_peers(now, peers).expect("valid peers");
+        node.set_peers(now, spec.peers.clone())
+            .expect("valid peers");
         let mut gateway = Self {
             address: spec.address,
             spec,
@@ -155,7 +133,8 @@ impl Gateway {
             self.drops.add(DropReason::ReceiveTruncated, 1);
             return;
         }
-        self.inbound.process(&self.node.tables(), &mut self.batch, &mut self.report);
+        self.inbound
+            .process(&self.node.tables(), &mut self.batch, &mut self.report);
         match self.batch.packets()[0].verdict {
             Verdict::Forward => self.delivered.push(self.batch.data(0).to_vec()),
             Verdict::Control => self.node.handle_datagram(now, from, self.batch.data(0)),
@@ -168,7 +147,11 @@ impl Gateway {
 
     /// Its timers.
     pub(super) fn wake(&mut self, now: Now) {
-        if self.node.poll_timeout().is_some_and(|at| at <= now.monotonic) {
+        if self
+            .node
+            .poll_timeout()
+            .is_some_and(|at| at <= now.monotonic)
+        {
             self.node.handle_timeout(now);
         }
         self.act(now);
@@ -188,8 +171,12 @@ impl Gateway {
                 Action::SendDummy(tunnel) => self.send_dummy(tunnel),
                 Action::TablesChanged => self.retry_held(),
                 Action::Notice(notice) => self.notices.push(notice),
-                Action::ExtendReservation { sa, next } => self.node.extend_sequence(now, sa, next + 1_000_000),
-                Action::Refused(error) => panic!("{}: the dataplane refused: {error}", self.spec.name),
+                Action::ExtendReservation { sa, next } => {
+                    self.node.extend_sequence(now, sa, next + 1_000_000)
+                }
+                Action::Refused(error) => {
+                    panic!("{}: the dataplane refused: {error}", self.spec.name)
+                }
             }
             self.tell_events(now);
         }
@@ -217,23 +204,55 @@ impl Gateway {
         all
     }
 
-    /// Everything a forged packet must not change: SAs with their windows, counters of what was
-    /// delivered, peers with their endpoints and states.
+    /// Everything a forged packet must not change: SAs, windows and what they delivered; peers, where
+    /// they are and what was agreed with them.
     pub fn state(&self) -> String {
         let sas = self.node.table_writer().sas();
-        let sas: Vec<_> = sas
-            .iter()
-            .map(|sa| (sa.id, sa.sequence, sa.statistics.packets, sa.path, sa.active))
-            .collect();
-        format!("{sas:?} {:?}", self.node.peers())
+        let sas = sas.iter().map(|sa| {
+            (
+                sa.id,
+                sa.sequence,
+                sa.statistics.packets,
+                sa.path,
+                sa.active,
+            )
+        });
+        let peers = self.node.peers();
+        let peers = peers.iter().map(|peer| {
+            (
+                &peer.name,
+                peer.state,
+                peer.endpoint,
+                peer.handshakes,
+                peer.suite,
+            )
+        });
+        format!(
+            "{:#?} {:#?}",
+            sas.collect::<Vec<_>>(),
+            peers.collect::<Vec<_>>()
+        )
+    }
+
+    /// What its key exchange says about a peer.
+    ///
+    /// # Panics
+    /// If it has no peer of this name.
+    pub fn peer(&self, name: &str) -> PeerStatus {
+        let peer = self.node.peers().into_iter().find(|peer| peer.name == name);
+        peer.unwrap_or_else(|| panic!("{} has no peer {name}", self.spec.name))
     }
 
     fn seal(&mut self, packets: &[Vec<u8>]) {
         self.batch.clear();
         for packet in packets {
-            assert!(self.batch.push(packet, Outer::NONE), "stories send packets that fit");
+            assert!(
+                self.batch.push(packet, Outer::NONE),
+                "stories send packets that fit"
+            );
         }
-        self.outbound.process(&self.node.tables(), &mut self.batch, &mut self.report);
+        self.outbound
+            .process(&self.node.tables(), &mut self.batch, &mut self.report);
         for (index, packet) in packets.iter().enumerate() {
             let sealed = self.batch.packets()[index];
             match sealed.verdict {
@@ -265,7 +284,12 @@ impl Gateway {
 
     fn send_dummy(&mut self, tunnel: TunnelId) {
         self.batch.clear();
-        if self.outbound.dummy(&self.node.tables(), tunnel, &mut self.batch, &mut self.report) {
+        if self.outbound.dummy(
+            &self.node.tables(),
+            tunnel,
+            &mut self.batch,
+            &mut self.report,
+        ) {
             let remote = self.batch.packets()[0].outer.remote;
             let data = self.batch.data(0).to_vec();
             self.post(remote, data, None);
@@ -274,7 +298,12 @@ impl Gateway {
 
     fn post(&mut self, to: SocketAddr, payload: Vec<u8>, carries: Option<u64>) {
         let from = self.address;
-        self.outbox.push(Datagram { from, to, payload, carries });
+        self.outbox.push(Datagram {
+            from,
+            to,
+            payload,
+            carries,
+        });
     }
 
     fn tell_events(&mut self, now: Now) {
@@ -290,6 +319,10 @@ impl Gateway {
 /// A private network's host, as stories name it: host `host` behind gateway `gateway`.
 pub(super) fn host(gateway: GatewayId, host: u8, v6: bool) -> IpAddr {
     let network = gateway.0 + 1;
-    let text = if v6 { format!("fd00:{network}::{host}") } else { format!("10.{network}.0.{host}") };
+    let text = if v6 {
+        format!("fd00:{network}::{host}")
+    } else {
+        format!("10.{network}.0.{host}")
+    };
     text.parse().expect("an address")
 }

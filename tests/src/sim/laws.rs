@@ -18,7 +18,9 @@ impl Laws {
     /// # Panics
     /// If it breaks a law.
     pub fn check(&mut self, datagram: &Datagram) {
-        let Datagram { from, to, payload, .. } = datagram;
+        let Datagram {
+            from, to, payload, ..
+        } = datagram;
         assert!(
             !payload.windows(MARKER.len()).any(|window| window == MARKER),
             "LAW BROKEN: clear text on the wire from {from} to {to}"

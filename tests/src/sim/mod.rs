@@ -30,7 +30,7 @@ mod packet;
 mod random;
 mod world;
 
-pub use gateway::{Gateway, GatewayId, GatewaySpec, PeerSpec};
+pub use gateway::{Gateway, GatewayId, GatewaySpec};
 pub use laws::Laws;
 pub use network::{Datagram, Network, Weather};
 pub use packet::{MARKER, inner_packet, number_of};

@@ -46,7 +46,10 @@ impl Weather {
         ..Self::FAIR
     };
     /// The cable is cut.
-    pub const CUT: Self = Self { loss: 1.0, ..Self::FAIR };
+    pub const CUT: Self = Self {
+        loss: 1.0,
+        ..Self::FAIR
+    };
 }
 
 /// Carries datagrams, remembers all of them.
@@ -80,16 +83,27 @@ impl Network {
     /// Sends one datagram on its way.
     pub(super) fn send(&mut self, now: Duration, datagram: Datagram) {
         self.capture.push(datagram.clone());
-        if self.random.chance(self.weather.loss) || datagram.payload.len() > self.weather.payload_bytes_max {
+        if self.random.chance(self.weather.loss)
+            || datagram.payload.len() > self.weather.payload_bytes_max
+        {
             self.lost.extend(datagram.carries);
             return;
         }
-        let copies = if self.random.chance(self.weather.duplication) { 2 } else { 1 };
+        let copies = if self.random.chance(self.weather.duplication) {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
-            let factor = if self.random.chance(self.weather.reordering) { 1 + self.random.below(10) } else { 1 };
+            let factor = if self.random.chance(self.weather.reordering) {
+                1 + self.random.below(10)
+            } else {
+                1
+            };
             self.serial += 1;
             let arrival = now + self.weather.delay * factor as u32;
-            self.in_flight.insert((arrival, self.serial), datagram.clone());
+            self.in_flight
+                .insert((arrival, self.serial), datagram.clone());
         }
     }
 

@@ -25,7 +25,10 @@ pub fn inner_packet(source: IpAddr, destination: IpAddr, number: u64, bytes: usi
 
 /// The number [`inner_packet`] put in, if this is such a packet.
 pub fn number_of(packet: &[u8]) -> Option<u64> {
-    let at = packet.windows(MARKER.len()).position(|window| window == MARKER)? + MARKER.len();
+    let at = packet
+        .windows(MARKER.len())
+        .position(|window| window == MARKER)?
+        + MARKER.len();
     Some(u64::from_be_bytes(packet.get(at..at + 8)?.try_into().ok()?))
 }
 
@@ -55,7 +58,10 @@ fn ip_header(source: IpAddr, destination: IpAddr, payload_bytes: usize) -> Vec<u
 
 /// The Internet checksum (RFC 1071).
 fn checksum(header: &[u8]) -> u16 {
-    let mut sum: u32 = header.chunks(2).map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1])).sum();
+    let mut sum: u32 = header
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
@@ -68,10 +74,21 @@ mod tests {
 
     #[test]
     fn what_goes_in_comes_out() {
-        for (source, destination, bytes) in [("10.1.0.5", "10.2.0.5", 100), ("fd00:1::5", "fd00:2::5", 1400)] {
-            let packet = inner_packet(source.parse().unwrap(), destination.parse().unwrap(), 77, bytes);
+        for (source, destination, bytes) in [
+            ("10.1.0.5", "10.2.0.5", 100),
+            ("fd00:1::5", "fd00:2::5", 1400),
+        ] {
+            let packet = inner_packet(
+                source.parse().unwrap(),
+                destination.parse().unwrap(),
+                77,
+                bytes,
+            );
             assert_eq!((packet.len(), number_of(&packet)), (bytes, Some(77)));
         }
-        assert_eq!(number_of(b"something else altogether, and long enough"), None);
+        assert_eq!(
+            number_of(b"something else altogether, and long enough"),
+            None
+        );
     }
 }

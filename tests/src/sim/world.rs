@@ -1,11 +1,12 @@
 use super::{
-    Datagram, Gateway, GatewayId, GatewaySpec, Laws, Network, PeerSpec, Random, gateway::host, inner_packet,
+    Datagram, Gateway, GatewayId, GatewaySpec, Laws, Network, Random, gateway::host, inner_packet,
     number_of,
 };
 use esplane_api::{DropCounters, Now};
+use esplane_control_noise::{LoadPolicy, PeerConfig, StaticSecretKey};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::{Index, IndexMut},
     time::Duration,
 };
@@ -69,21 +70,35 @@ impl World {
 
     /// Two gateways that know each other, with 10.1.0.0/16, fd00:1::/32 and 10.2.0.0/16,
     /// fd00:2::/32 behind them. `adjust` may change each one's view of the other before they start.
-    pub fn pair(seed: u64, adjust: impl Fn(GatewayId, &mut PeerSpec)) -> (Self, GatewayId, GatewayId) {
+    pub fn pair(
+        seed: u64,
+        adjust: impl Fn(GatewayId, &mut PeerConfig),
+    ) -> (Self, GatewayId, GatewayId) {
         let (world, ids) = Self::mesh(seed, 2, adjust);
         (world, ids[0], ids[1])
     }
 
     /// So many gateways that all know each other.
-    pub fn mesh(seed: u64, count: usize, adjust: impl Fn(GatewayId, &mut PeerSpec)) -> (Self, Vec<GatewayId>) {
+    pub fn mesh(
+        seed: u64,
+        count: usize,
+        adjust: impl Fn(GatewayId, &mut PeerConfig),
+    ) -> (Self, Vec<GatewayId>) {
         let mut world = Self::new(seed);
         let mut specs: Vec<_> = (0..count).map(|index| world.spec(index)).collect();
         let known = specs.clone();
         for (index, spec) in specs.iter_mut().enumerate() {
-            for (other, peer) in known.iter().enumerate().filter(|(other, _)| *other != index) {
+            for (other, peer) in known
+                .iter()
+                .enumerate()
+                .filter(|(other, _)| *other != index)
+            {
                 let network = other + 1;
-                let networks = [format!("10.{network}.0.0/16"), format!("fd00:{network}::/32")];
-                let mut peer = PeerSpec::new(other as u32 + 1, peer, &[&networks[0], &networks[1]]);
+                let networks = [
+                    format!("10.{network}.0.0/16"),
+                    format!("fd00:{network}::/32"),
+                ];
+                let mut peer = peer.as_peer(other as u32 + 1, &[&networks[0], &networks[1]]);
                 adjust(GatewayId(index), &mut peer);
                 spec.peers.push(peer);
             }
@@ -94,7 +109,8 @@ impl World {
 
     /// Starts one more gateway.
     pub fn start(&mut self, spec: GatewaySpec) -> GatewayId {
-        self.gateways.push(Gateway::start(spec, self.now, &mut self.random));
+        self.gateways
+            .push(Gateway::start(spec, self.now, &mut self.random));
         self.collect();
         GatewayId(self.gateways.len() - 1)
     }
@@ -106,21 +122,60 @@ impl World {
         self.collect();
     }
 
-    /// One packet from a host behind `from` to a host behind `to`; returns its number.
+    /// One packet of a random size from a host behind `from` to a host behind `to`, IPv4 or IPv6;
+    /// returns its number.
     pub fn send(&mut self, from: GatewayId, to: GatewayId) -> u64 {
+        let v6 = self.random.chance(0.3);
+        self.send_between(from, host(from, 5, v6), to, host(to, 5, v6))
+    }
+
+    /// The same from `source` to `destination`.
+    pub fn send_between(
+        &mut self,
+        from: GatewayId,
+        source: IpAddr,
+        to: GatewayId,
+        destination: IpAddr,
+    ) -> u64 {
         let number = self.ledger.sent.len() as u64 + 1;
-        let v6 = number % 3 == 0;
-        let bytes = 60 + self.random.below(1240);
+        let bytes = 72 + self.random.below(1228);
         self.ledger.sent.insert(number, to);
-        let packet = inner_packet(host(from, 5, v6), host(to, 5, v6), number, bytes);
+        let packet = inner_packet(source, destination, number, bytes);
         let now = self.now;
         self.gateways[from.0].send_clear(now, &[packet]);
         self.collect();
         number
     }
 
+    /// Whether the packet of this number has arrived.
+    pub fn has_arrived(&self, number: u64) -> bool {
+        self.ledger.delivered.contains_key(&number)
+    }
+
+    /// Packets go both ways and arrive.
+    ///
+    /// # Panics
+    /// If they do not within ten seconds.
+    pub fn assert_connected(&mut self, a: GatewayId, b: GatewayId) {
+        let numbers = [self.send(a, b), self.send(b, a)];
+        self.run(10 * SECOND);
+        for number in numbers {
+            assert!(
+                self.has_arrived(number),
+                "packet {number} has not arrived; drops: {:?}",
+                self.drops()
+            );
+        }
+    }
+
     /// From now on, so many packets a second from `from` to `to`, for `duration`.
-    pub fn flow(&mut self, from: GatewayId, to: GatewayId, packets_per_second: u32, duration: Duration) {
+    pub fn flow(
+        &mut self,
+        from: GatewayId,
+        to: GatewayId,
+        packets_per_second: u32,
+        duration: Duration,
+    ) {
         self.flows.push(Flow {
             from,
             to,
@@ -135,8 +190,15 @@ impl World {
         let end = self.now.monotonic + duration;
         let mut idle_steps = 0;
         while let Some(next) = self.next_event().filter(|next| *next <= end) {
-            idle_steps = if next > self.now.monotonic { 0 } else { idle_steps + 1 };
-            assert!(idle_steps < 100_000, "time stands still: somebody asks to be woken again and again");
+            idle_steps = if next > self.now.monotonic {
+                0
+            } else {
+                idle_steps + 1
+            };
+            assert!(
+                idle_steps < 100_000,
+                "time stands still: somebody asks to be woken again and again"
+            );
             self.advance_to(next);
             self.step();
         }
@@ -196,7 +258,12 @@ impl World {
     /// # Panics
     /// If a packet was delivered twice.
     pub fn assert_nothing_twice(&self) {
-        let twice: Vec<_> = self.ledger.delivered.iter().filter(|(_, times)| **times > 1).collect();
+        let twice: Vec<_> = self
+            .ledger
+            .delivered
+            .iter()
+            .filter(|(_, times)| **times > 1)
+            .collect();
         assert!(twice.is_empty(), "delivered more than once: {twice:?}");
     }
 
@@ -205,7 +272,8 @@ impl World {
         const NAMES: [&str; 4] = ["berlin", "oslo", "quito", "tokyo"];
         GatewaySpec {
             name: NAMES[index].to_owned(),
-            private_key: self.random.bytes32(),
+            private_key: StaticSecretKey::generate(self.random.bytes32()),
+            under_load: LoadPolicy::default(),
             address: SocketAddr::from(([192, 0, 2, index as u8 + 1], 4500)),
             peers: Vec::new(),
         }
@@ -221,7 +289,11 @@ impl World {
         let flows = self.flows.iter().map(|flow| flow.next);
         let wakes = self.gateways.iter().filter_map(Gateway::next_wake);
         let arrival = self.network.next_arrival();
-        flows.chain(wakes).chain(arrival).chain([self.next_second]).min()
+        flows
+            .chain(wakes)
+            .chain(arrival)
+            .chain([self.next_second])
+            .min()
     }
 
     /// Everything that is due now: arrivals, timers, the second, the hosts.
@@ -245,7 +317,11 @@ impl World {
 
     fn deliver(&mut self, datagram: Datagram) {
         let now = self.now;
-        match self.gateways.iter_mut().find(|gateway| gateway.address == datagram.to) {
+        match self
+            .gateways
+            .iter_mut()
+            .find(|gateway| gateway.address == datagram.to)
+        {
             Some(gateway) => gateway.receive(now, datagram.from, &datagram.payload),
             None => {
                 self.network.lost.extend(datagram.carries);
@@ -278,7 +354,11 @@ impl World {
             }
             for packet in gateway.take_delivered() {
                 let number = number_of(&packet).expect("only hosts' packets are delivered");
-                assert_eq!(self.ledger.sent[&number], GatewayId(index), "delivered to the wrong network");
+                assert_eq!(
+                    self.ledger.sent[&number],
+                    GatewayId(index),
+                    "delivered to the wrong network"
+                );
                 *self.ledger.delivered.entry(number).or_default() += 1;
             }
         }

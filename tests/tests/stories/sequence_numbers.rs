@@ -1,0 +1,1 @@
+//! Long-lived static keys come to where numbers end.
