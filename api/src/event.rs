@@ -55,3 +55,17 @@ pub enum SaEvent {
         remote: SocketAddr,
     },
 }
+
+impl SaEvent {
+    /// The tunnel it is about.
+    pub fn tunnel(&self) -> TunnelId {
+        match self {
+            Self::SaNeeded { tunnel } | Self::EndpointMoved { tunnel, .. } => *tunnel,
+            Self::SoftExpired { sa, .. }
+            | Self::HardExpired { sa, .. }
+            | Self::SequenceLow { sa, .. }
+            | Self::SequenceExhausted { sa }
+            | Self::FirstReceived { sa } => sa.tunnel,
+        }
+    }
+}
