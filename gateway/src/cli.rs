@@ -1,0 +1,186 @@
+//! The command line: what may be said to `esplane`, and what it means.
+//!
+//! Exit status: 0 fine, 1 something failed while running, 2 wrong usage or configuration.
+
+use crate::{config, keys, show};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// IPsec ESP tunnels at the speed of the CPU, keyed by Noise or by hand.
+#[derive(Debug, Parser)]
+#[command(name = "esplane", version, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit status: 0 fine, 1 failed while running, 2 wrong usage or configuration."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon in the foreground until SIGTERM; SIGHUP reads the configuration again
+    Run(ConfigArgs),
+    /// Check a configuration and every key file it names, and say what is wrong where
+    Check(ConfigArgs),
+    /// Make a private key
+    Keygen(KeygenArgs),
+    /// Print the public key of a private key
+    Pubkey(PubkeyArgs),
+    /// Make a pre-shared key for two peers and print it
+    Genpsk,
+    /// Show what a running daemon does
+    Show(ShowArgs),
+    /// Two gateways, a tunnel and real traffic, in namespaces of their own; leaves nothing behind
+    Demo(DemoArgs),
+}
+
+/// Which configuration.
+#[derive(Args, Debug)]
+pub struct ConfigArgs {
+    /// The YAML configuration, such as /etc/esplane/esplane.yaml
+    #[arg(short, long, value_name = "FILE")]
+    pub config: PathBuf,
+}
+
+/// Where the key goes.
+#[derive(Args, Debug)]
+pub struct KeygenArgs {
+    /// Write the private key to this new file (mode 0600) and print the public key; without it the
+    /// private key is printed
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+/// Where the key is.
+#[derive(Args, Debug)]
+pub struct PubkeyArgs {
+    /// The file with the private key; - for standard input
+    #[arg(default_value = "-", value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// What to show, of whom, and how.
+#[derive(Args, Debug)]
+pub struct ShowArgs {
+    /// Which table
+    #[arg(default_value = "peers")]
+    pub what: ShowWhat,
+    /// Print JSON for programs instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Ask the daemon of this configuration
+    #[arg(short, long, value_name = "FILE", conflicts_with = "api")]
+    pub config: Option<PathBuf>,
+    /// Ask the daemon at this address or unix socket [default: /run/esplane/esplane.sock]
+    #[arg(long, value_name = "ADDRESS:PORT|SOCKET")]
+    pub api: Option<String>,
+}
+
+/// The tables of `show`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ShowWhat {
+    /// Tunnels and how they are
+    Peers,
+    /// Security associations, installed now
+    Sas,
+    /// Networks that lead into tunnels
+    Routes,
+    /// Packets that went no further, and why
+    Drops,
+}
+
+/// How the demo runs.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// How long the traffic runs
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub seconds: u32,
+}
+
+/// How a command failed; its number is the exit status.
+#[derive(Debug)]
+pub enum Failure {
+    /// While running.
+    Runtime(Box<dyn std::error::Error + Send + Sync>),
+    /// Wrong usage or configuration.
+    Configuration(Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl Failure {
+    /// Something failed while running.
+    pub fn runtime(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Runtime(error.into())
+    }
+
+    /// The usage or the configuration is wrong.
+    pub fn configuration(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Configuration(error.into())
+    }
+
+    /// The exit status that goes with it.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Runtime(_) => 1,
+            Self::Configuration(_) => 2,
+        })
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Runtime(error) => write!(f, "esplane: {error}"),
+            // Starts with FILE:LINE:COLUMN, where editors look for it.
+            Self::Configuration(error) => error.fmt(f),
+        }
+    }
+}
+
+/// `esplane check`: prints a short summary, or fails with everything that is wrong.
+pub fn check(args: &ConfigArgs, output: &mut impl io::Write) -> Result<(), Failure> {
+    let config = config::Config::load(&args.config).map_err(Failure::configuration)?;
+    writeln!(output, "{config}").map_err(Failure::runtime)
+}
+
+/// `esplane keygen`.
+pub fn keygen(args: &KeygenArgs, output: &mut impl io::Write) -> Result<(), Failure> {
+    keys::keygen(args.output.as_deref(), output).map_err(Failure::runtime)
+}
+
+/// `esplane pubkey`.
+pub fn pubkey(
+    args: &PubkeyArgs,
+    input: &mut impl io::Read,
+    output: &mut impl io::Write,
+) -> Result<(), Failure> {
+    keys::pubkey(Some(&args.file), input, output).map_err(Failure::runtime)
+}
+
+/// `esplane genpsk`.
+pub fn genpsk(output: &mut impl io::Write) -> Result<(), Failure> {
+    keys::genpsk(output).map_err(Failure::runtime)
+}
+
+/// `esplane show`: `--api`, else the configuration's address, else the default socket.
+pub fn show(args: &ShowArgs, output: &mut impl io::Write) -> Result<(), Failure> {
+    let target = match (&args.api, &args.config) {
+        (Some(text), _) => text.parse().map_err(Failure::configuration)?,
+        (None, Some(file)) => {
+            let api = config::Config::load_api(file).map_err(Failure::configuration)?;
+            show::Target::of(&api).map_err(Failure::configuration)?
+        }
+        (None, None) => show::Target::Socket(Path::new(config::DEFAULT_API_SOCKET).to_owned()),
+    };
+    let status = show::fetch(&target).map_err(Failure::runtime)?;
+    show::print(&status, args.what, args.json, output).map_err(Failure::runtime)
+}

@@ -1,0 +1,271 @@
+//! What no value shows by itself: duplicates, contradictions and loops over the whole document.
+
+use super::{
+    Endpoint, Interface, Peer, StaticSa,
+    document::{At, Document},
+    problem::Problems,
+};
+use esplane_api::IpPrefix;
+use esplane_control_noise::StaticSecretKey;
+use serde_saphyr::Location;
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+/// `peers` and `static_sas` are in the document's order, `None` where one was wrong by itself.
+pub(super) fn check(
+    p: &mut Problems<'_>,
+    document: &Document,
+    private_key: Option<&StaticSecretKey>,
+    interface: Option<&Interface>,
+    peers: &[Option<Peer>],
+    static_sas: &[Option<StaticSa>],
+) {
+    names(p, document);
+    public_keys(p, document, private_key, peers);
+    spis_and_keys(p, document, static_sas);
+    let routes = routes(document, peers, static_sas);
+    duplicate_routes(p, &routes);
+    own_addresses(p, &routes, interface);
+    if document.install_routes != Some(false) {
+        routing_loops(p, document, &routes, peers, static_sas);
+    }
+}
+
+/// Finds the second place of each value.
+struct Seen<K> {
+    first: BTreeMap<K, Location>,
+}
+
+impl<K: Ord> Seen<K> {
+    fn new() -> Self {
+        Self {
+            first: BTreeMap::new(),
+        }
+    }
+
+    /// Where the value stood before.
+    fn earlier(&mut self, value: K, at: Location) -> Option<u64> {
+        match self.first.entry(value) {
+            std::collections::btree_map::Entry::Occupied(first) => Some(first.get().line()),
+            std::collections::btree_map::Entry::Vacant(place) => {
+                place.insert(at);
+                None
+            }
+        }
+    }
+}
+
+fn names(p: &mut Problems<'_>, document: &Document) {
+    let peers = document
+        .peers
+        .iter()
+        .enumerate()
+        .map(|(i, peer)| (format!("peers[{i}].name"), &peer.value.name));
+    let static_sas = document
+        .static_sas
+        .iter()
+        .enumerate()
+        .map(|(i, sa)| (format!("static_sas[{i}].name"), &sa.value.name));
+    let mut seen = Seen::new();
+    for (path, name) in peers.chain(static_sas) {
+        if let Some(line) = seen.earlier(&name.value, name.referenced) {
+            p.add(name.referenced, path, format_args!(
+                "`{}` is the name of the tunnel in line {line} already; each tunnel needs its own name", name.value
+            ));
+        }
+    }
+}
+
+fn public_keys(
+    p: &mut Problems<'_>,
+    document: &Document,
+    private_key: Option<&StaticSecretKey>,
+    peers: &[Option<Peer>],
+) {
+    if let (Some(first), None) = (document.peers.first(), &document.private_key_file) {
+        p.add(first.value.name.referenced, "private_key_file",
+            "peers need this node's own key; add `private_key_file: …` (make one with `esplane keygen -o FILE`)");
+    }
+    let own = private_key.map(StaticSecretKey::public_key);
+    let mut seen = Seen::new();
+    for (index, (peer, at)) in peers.iter().zip(&document.peers).enumerate() {
+        let Some(peer) = peer else { continue };
+        let at = at.value.public_key.referenced;
+        let path = format!("peers[{index}].public_key");
+        if Some(peer.public_key) == own {
+            p.add(at, path, "this is this node's own public key; write that of the other machine (there: esplane pubkey FILE)");
+        } else if let Some(line) = seen.earlier(peer.public_key, at) {
+            p.add(at, path, format_args!(
+                "the peer in line {line} has this public key already; each machine needs a key of its own"
+            ));
+        }
+    }
+}
+
+/// Inbound SPIs are ours and must differ; a key must never seal in two SAs.
+fn spis_and_keys(p: &mut Problems<'_>, document: &Document, static_sas: &[Option<StaticSa>]) {
+    let mut spis = Seen::new();
+    let mut sealing: Vec<(&StaticSa, u64)> = Vec::new();
+    for (index, (sa, at)) in static_sas.iter().zip(&document.static_sas).enumerate() {
+        let Some(sa) = sa else { continue };
+        let at = &at.value;
+        let (spi, spi_at) = (sa.inbound.spi, at.inbound.spi.referenced);
+        if let Some(line) = spis.earlier(spi, spi_at) {
+            p.add(spi_at, format!("static_sas[{index}].inbound.spi"), format_args!(
+                "the inbound SA in line {line} has the SPI {spi} already; each inbound SA needs its own"
+            ));
+        }
+        let earlier = sealing
+            .iter()
+            .find(|(other, _)| other.outbound.key.same_secret(&sa.outbound.key));
+        if let Some((_, line)) = earlier {
+            p.add(at.outbound.spi.referenced, format!("static_sas[{index}].outbound.key"), format_args!(
+                "the outbound SA in line {line} has the same key, so the same nonces would be used twice; make a key of its own"
+            ));
+        }
+        sealing.push((sa, at.outbound.spi.referenced.line()));
+    }
+}
+
+/// One protected network and where it is written.
+struct Route<'a> {
+    prefix: IpPrefix,
+    /// The selectors it belongs to: same network, other ports, is no duplicate.
+    key: String,
+    tunnel: &'a str,
+    at: Location,
+    path: String,
+}
+
+fn routes<'a>(
+    document: &'a Document,
+    peers: &'a [Option<Peer>],
+    static_sas: &'a [Option<StaticSa>],
+) -> Vec<Route<'a>> {
+    let mut routes = Vec::new();
+    for (i, at) in document.peers.iter().enumerate() {
+        if peers[i].is_none() {
+            continue;
+        }
+        let tunnel = &at.value.name.value;
+        let parsed = written(&at.value.routes.value, format!("peers[{i}].routes"));
+        routes.extend(parsed.map(|(prefix, at, path)| Route {
+            prefix,
+            key: prefix.to_string(),
+            tunnel,
+            at,
+            path,
+        }));
+    }
+    for (i, at) in document.static_sas.iter().enumerate() {
+        let Some(sa) = &static_sas[i] else { continue };
+        let tunnel = &at.value.name.value;
+        let parsed = written(&at.value.routes, format!("static_sas[{i}].routes"));
+        routes.extend(parsed.map(|(prefix, at, path)| Route {
+            prefix,
+            key: prefix.to_string(),
+            tunnel,
+            at,
+            path,
+        }));
+        let pairs = sa.selectors.iter().skip(at.value.routes.len());
+        for (j, (pair, selector)) in pairs.zip(&at.value.selectors).enumerate() {
+            routes.extend(pair.remote.prefixes().into_iter().map(|prefix| Route {
+                prefix,
+                key: pair.to_string(),
+                tunnel,
+                at: selector.value.remote.referenced,
+                path: format!("static_sas[{i}].selectors[{j}].remote"),
+            }));
+        }
+    }
+    routes
+}
+
+fn written(
+    routes: &[At<String>],
+    path: String,
+) -> impl Iterator<Item = (IpPrefix, Location, String)> {
+    routes.iter().enumerate().filter_map(move |(index, at)| {
+        Some((
+            at.value.parse().ok()?,
+            at.referenced,
+            format!("{path}[{index}]"),
+        ))
+    })
+}
+
+fn duplicate_routes(p: &mut Problems<'_>, routes: &[Route<'_>]) {
+    let mut first: BTreeMap<&str, &Route<'_>> = BTreeMap::new();
+    for route in routes {
+        match first.get(route.key.as_str()) {
+            // One selector of several prefixes.
+            Some(earlier) if earlier.path == route.path => {}
+            Some(earlier) => p.add(
+                route.at,
+                &route.path,
+                format_args!(
+                    "{} leads to `{}` already (line {}); a packet can go one way only",
+                    route.key,
+                    earlier.tunnel,
+                    earlier.at.line()
+                ),
+            ),
+            None => {
+                first.insert(&route.key, route);
+            }
+        }
+    }
+}
+
+/// A peer may live in our own network (an overlay), but not at our own address.
+fn own_addresses(p: &mut Problems<'_>, routes: &[Route<'_>], interface: Option<&Interface>) {
+    for address in interface.iter().flat_map(|interface| &interface.addresses) {
+        let host = IpPrefix::host(address.address);
+        for route in routes.iter().filter(|route| route.prefix == host) {
+            p.add(route.at, &route.path, format_args!(
+                "{} is this node's own address on the inner interface; write the network behind `{}`", address.address, route.tunnel
+            ));
+        }
+    }
+}
+
+/// ESP to an endpoint that is itself behind a tunnel would be routed into that tunnel.
+fn routing_loops(
+    p: &mut Problems<'_>,
+    document: &Document,
+    routes: &[Route<'_>],
+    peers: &[Option<Peer>],
+    static_sas: &[Option<StaticSa>],
+) {
+    let mut check = |end: IpAddr, at: Location, path: String, written: &dyn fmt::Display| {
+        if let Some(route) = routes.iter().find(|route| route.prefix.contains(end)) {
+            p.add(at, path, format_args!(
+                "{written} lies inside {}, which is routed into the tunnel `{}`: ESP would run in circles; narrow that route, or set `install_routes: false` and route yourself",
+                route.prefix, route.tunnel
+            ));
+        }
+    };
+    for (i, (peer, document)) in peers.iter().zip(&document.peers).enumerate() {
+        if let (
+            Some(Peer {
+                endpoint: Some(Endpoint::Address(end)),
+                ..
+            }),
+            Some(at),
+        ) = (peer, &document.value.endpoint)
+        {
+            check(end.ip(), at.referenced, format!("peers[{i}].endpoint"), end);
+        }
+    }
+    for (i, (sa, document)) in static_sas.iter().zip(&document.static_sas).enumerate() {
+        if let Some(sa) = sa {
+            let remote = sa.path.remote();
+            check(
+                remote,
+                document.value.remote.referenced,
+                format!("static_sas[{i}].remote"),
+                &remote,
+            );
+        }
+    }
+}

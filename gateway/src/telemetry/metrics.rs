@@ -1,0 +1,268 @@
+//! Prometheus' text form of a [`Status`]; the only place that knows Prometheus.
+//!
+//! A scrape builds its metrics from one status, so they agree with each other and cost nothing
+//! between scrapes. SPIs change with every rekey and are no labels: traffic is counted per tunnel and
+//! direction, over SAs that come and go, and so never goes backwards while the daemon runs. Every
+//! drop reason is there from the start, at 0, so that a rate can be taken of its first packet.
+
+use crate::status::{PeerRow, Status, Traffic};
+use esplane_api::{DropReason, DropStage};
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector};
+
+/// The text exposition format, version 0.0.4.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The body of `GET /metrics`.
+pub fn render(status: &Status) -> Result<String, prometheus::Error> {
+    let page = Page(Registry::new());
+    daemon(&page, status)?;
+    drops(&page, status)?;
+    peers(&page, status)?;
+    traffic(&page, status)?;
+    workers(&page, status)?;
+    TextEncoder::new().encode_to_string(&page.0.gather())
+}
+
+fn daemon(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
+    page.gauge(
+        "esplane_build_info",
+        "Always 1; the labels say what runs",
+        &["version", "node", "aead"],
+        [(vec![status.version.as_str(), &status.node, &status.aead], 1)],
+    )?;
+    page.gauge(
+        "esplane_uptime_seconds",
+        "Seconds since the daemon started",
+        &[],
+        [(vec![], status.uptime_seconds)],
+    )?;
+    page.gauge(
+        "esplane_ready",
+        "Whether packets can flow",
+        &[],
+        [(vec![], u64::from(status.ready))],
+    )?;
+    page.gauge(
+        "esplane_interface_mtu_bytes",
+        "The inner interface's MTU",
+        &["interface"],
+        [(vec![status.interface.as_str()], u64::from(status.mtu))],
+    )?;
+    let totals = status.handshakes;
+    page.counter(
+        "esplane_handshakes_total",
+        "Handshakes over all peers, by how they ended",
+        &["result"],
+        [
+            (vec!["completed"], totals.completed),
+            (vec!["failed"], totals.failed),
+        ],
+    )?;
+    page.counter(
+        "esplane_rekeys_total",
+        "Handshakes that replaced working SAs, over all peers",
+        &[],
+        [(vec![], totals.rekeys)],
+    )?;
+    let reloads = status.reloads;
+    page.counter(
+        "esplane_config_reloads_total",
+        "How often the configuration was read again, by result",
+        &["result"],
+        [
+            (vec!["succeeded"], reloads.succeeded),
+            (vec!["failed"], reloads.failed),
+        ],
+    )?;
+    let missing = status.routes.iter().filter(|route| !route.installed);
+    page.gauge(
+        "esplane_routes_missing",
+        "Protected networks whose route the kernel does not have",
+        &[],
+        [(vec![], missing.count() as u64)],
+    )
+}
+
+fn drops(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
+    let rows = DropReason::ALL.iter().map(|reason| {
+        (
+            vec![reason.name(), stage(reason.stage())],
+            status.dropped(*reason),
+        )
+    });
+    page.counter(
+        "esplane_drops_total",
+        "Packets that went no further, by reason; keepalive and dummy_packet are no loss",
+        &["reason", "stage"],
+        rows,
+    )
+}
+
+fn stage(stage: DropStage) -> &'static str {
+    match stage {
+        DropStage::Outbound => "outbound",
+        DropStage::Inbound => "inbound",
+        DropStage::Handshake => "handshake",
+    }
+}
+
+fn peers(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
+    let each = |value: fn(&PeerRow) -> u64| {
+        status
+            .peers
+            .iter()
+            .map(move |peer| (vec![peer.name.as_str()], value(peer)))
+    };
+    page.gauge(
+        "esplane_peer_up",
+        "Whether an SA can carry traffic to the peer",
+        &["peer"],
+        each(|peer| u64::from(peer.up)),
+    )?;
+    let ages = status
+        .peers
+        .iter()
+        .filter_map(|peer| Some((vec![peer.name.as_str()], peer.last_handshake_seconds_ago?)));
+    page.gauge(
+        "esplane_peer_last_handshake_seconds",
+        "Seconds since the last completed handshake; missing before the first",
+        &["peer"],
+        ages,
+    )?;
+    page.counter(
+        "esplane_peer_handshakes_total",
+        "Completed handshakes with the peer",
+        &["peer"],
+        each(|peer| peer.handshakes),
+    )?;
+    page.counter(
+        "esplane_peer_rekeys_total",
+        "Handshakes that replaced working SAs of the peer",
+        &["peer"],
+        each(|peer| peer.rekeys),
+    )?;
+    page.counter(
+        "esplane_peer_handshake_failures_total",
+        "Handshakes with the peer that were given up",
+        &["peer"],
+        each(|peer| peer.handshake_failures),
+    )?;
+    let installed = |direction: &'static str| {
+        status.peers.iter().map(move |peer| {
+            let sas = status.sas.iter();
+            let count = sas
+                .filter(|sa| sa.peer == peer.name && sa.direction == direction)
+                .count();
+            (vec![peer.name.as_str(), direction], count as u64)
+        })
+    };
+    page.gauge(
+        "esplane_sas",
+        "SAs installed now",
+        &["peer", "direction"],
+        installed("inbound").chain(installed("outbound")),
+    )
+}
+
+fn traffic(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
+    let both = |value: fn(&Traffic) -> u64| {
+        status.peers.iter().flat_map(move |peer| {
+            [("outbound", &peer.sent), ("inbound", &peer.received)]
+                .map(|(direction, traffic)| (vec![peer.name.as_str(), direction], value(traffic)))
+        })
+    };
+    let received = |value: fn(&Traffic) -> u64| {
+        status
+            .peers
+            .iter()
+            .map(move |peer| (vec![peer.name.as_str()], value(&peer.received)))
+    };
+    page.counter(
+        "esplane_sa_packets_total",
+        "Packets carried by the peer's SAs, past ones included",
+        &["peer", "direction"],
+        both(|traffic| traffic.packets),
+    )?;
+    page.counter(
+        "esplane_sa_bytes_total",
+        "Inner bytes carried by the peer's SAs, past ones included",
+        &["peer", "direction"],
+        both(|traffic| traffic.bytes),
+    )?;
+    page.counter(
+        "esplane_sa_authentication_failures_total",
+        "Received packets of the peer's SAs with a wrong ICV",
+        &["peer"],
+        received(|traffic| traffic.authentication_failures),
+    )?;
+    page.counter(
+        "esplane_sa_replays_total",
+        "Received packets of the peer's SAs that the replay window refused",
+        &["peer"],
+        received(|traffic| traffic.replays),
+    )
+}
+
+fn workers(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
+    let names: Vec<String> = status
+        .workers
+        .iter()
+        .map(|worker| worker.index.to_string())
+        .collect();
+    let rows = || names.iter().map(String::as_str).zip(&status.workers);
+    page.counter(
+        "esplane_worker_batches_total",
+        "Batches of packets the data thread worked on",
+        &["worker"],
+        rows().map(|(name, worker)| (vec![name], worker.batches)),
+    )?;
+    page.counter(
+        "esplane_worker_packets_total",
+        "Packets the data thread carried",
+        &["worker", "direction"],
+        rows().flat_map(|(name, worker)| {
+            [
+                (vec![name, "outbound"], worker.sent.packets),
+                (vec![name, "inbound"], worker.received.packets),
+            ]
+        }),
+    )
+}
+
+/// One scrape's metrics. `rows` are label values and a value each.
+struct Page(Registry);
+
+impl Page {
+    fn counter<'a>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        rows: impl IntoIterator<Item = (Vec<&'a str>, u64)>,
+    ) -> Result<(), prometheus::Error> {
+        let family = IntCounterVec::new(Opts::new(name, help), labels)?;
+        for (values, value) in rows {
+            family.get_metric_with_label_values(&values)?.inc_by(value);
+        }
+        self.register(family)
+    }
+
+    fn gauge<'a>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        rows: impl IntoIterator<Item = (Vec<&'a str>, u64)>,
+    ) -> Result<(), prometheus::Error> {
+        let family = IntGaugeVec::new(Opts::new(name, help), labels)?;
+        for (values, value) in rows {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            family.get_metric_with_label_values(&values)?.set(value);
+        }
+        self.register(family)
+    }
+
+    fn register(&self, family: impl Collector + 'static) -> Result<(), prometheus::Error> {
+        self.0.register(Box::new(family))
+    }
+}
