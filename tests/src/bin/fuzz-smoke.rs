@@ -147,7 +147,7 @@ fn mutate(random: &mut Random, corpus: &[Vec<u8>]) -> Vec<u8> {
                 input.splice(at..at, copy);
             }
             5 if at < input.len() => input[at] = EDGES[random.below(EDGES.len())],
-            6 if at < input.len() => input[at] = input[at].wrapping_add(random.next() as u8),
+            6 if at < input.len() => input[at] = input[at].wrapping_add(random.number() as u8),
             _ if at < input.len() => input[at] ^= 1 << random.below(8),
             _ => {}
         }

@@ -1,5 +1,5 @@
 use super::{Datagram, Random, number_of};
-use esplane_api::{DropCounters, DropReason, IpPrefix, Now, SelectorPair, TunnelId};
+use esplane_api::{DropCounters, DropReason, IpPrefix, Now, SaEvent, SelectorPair, TunnelId};
 use esplane_control_noise::{
     Engine, LoadPolicy, NodeConfig, Notice, PeerConfig, PeerStatus, StaticSecretKey,
 };
@@ -66,6 +66,8 @@ pub struct Gateway {
     pub drops: DropCounters,
     /// What it told its operator.
     pub notices: Vec<Notice>,
+    /// Manually keyed SAs that have ended.
+    pub ended: Vec<SaEvent>,
     batch: Batch,
     outbound: Outbound,
     inbound: Inbound,
@@ -99,6 +101,7 @@ impl Gateway {
             node,
             drops: DropCounters::default(),
             notices: Vec::new(),
+            ended: Vec::new(),
             batch: Batch::new(BATCH_PACKETS, FRAME_BYTES),
             outbound: Outbound::new(BATCH_PACKETS),
             inbound: Inbound::new(BATCH_PACKETS),
@@ -170,6 +173,7 @@ impl Gateway {
                 Action::Send { to, datagram } => self.post(to, datagram, None),
                 Action::SendDummy(tunnel) => self.send_dummy(tunnel),
                 Action::TablesChanged => self.retry_held(),
+                Action::StaticSaEnded(event) => self.ended.push(event),
                 Action::Notice(notice) => self.notices.push(notice),
                 Action::ExtendReservation { sa, next } => {
                     self.node.extend_sequence(now, sa, next + 1_000_000)

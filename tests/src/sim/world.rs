@@ -58,7 +58,7 @@ impl World {
                 monotonic: Duration::from_secs(100),
                 unix: UNIX_START,
             },
-            network: Network::new(random.next()),
+            network: Network::new(random.number()),
             ledger: Ledger::default(),
             laws: Laws::default(),
             gateways: Vec::new(),

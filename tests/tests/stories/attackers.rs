@@ -18,7 +18,7 @@ fn after_a_session(seed: u64) -> (World, GatewayId, GatewayId) {
 
 fn attacker(random: &mut Random) -> SocketAddr {
     SocketAddr::from((
-        [203, 0, 113, random.next() as u8],
+        [203, 0, 113, random.number() as u8],
         1024 + random.below(60_000) as u16,
     ))
 }

@@ -71,6 +71,6 @@ fn a_replayed_or_forged_packet_moves_nobody() {
             .network
             .capture
             .iter()
-            .any(|d| d.to == elsewhere() && d.payload.starts_with(&[0; 4]) == false)
+            .any(|d| d.to == elsewhere() && !d.payload.starts_with(&[0; 4]))
     );
 }
