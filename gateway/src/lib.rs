@@ -1,11 +1,38 @@
 //! The Esplane daemon and command line as a library.
+//!
+//! ```text
+//!   private network                                                     public network
+//!   ────────────────┐        ┌──────────────────────────┐        ┌────────────────────
+//!     io/tun.rs     │──────▶ │ worker.rs   (one a core) │ ─────▶ │ io/outer.rs
+//!                   │ ◀──────│  dataplane, hold.rs      │ ◀───── │  udp.rs, raw_esp.rs
+//!   ────────────────┘        └────▲──────────────┬──────┘        └────────────────────
+//!                          tables │              │ events, handshake messages
+//!                            ┌────┴──────────────▼──────┐
+//!                            │ control/    (one task)   │──▶ network.rs, netlink/   routes, addresses
+//!                            │  node.rs: control-noise  │──▶ reservation.rs         state that outlives us
+//!                            └────▲──────────────▲──────┘──▶ telemetry/             log, metrics
+//!                                 │              │
+//!                        config/, SIGHUP      http/ ◀── show.rs, Prometheus
+//! ```
+//!
+//! `daemon.rs` opens and closes it all; `demo/` runs two of it against each other.
 
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod demo;
+pub mod hold;
 pub mod http;
+pub mod io;
 pub mod keys;
+pub mod netlink;
+pub mod network;
 pub mod node;
+pub mod reservation;
+pub mod resolver;
 pub mod show;
 pub mod status;
 pub mod telemetry;
+pub mod worker;

@@ -1,7 +1,10 @@
-//! `esplane`.
+//! The `esplane` command.
 
 use clap::Parser;
-use esplane_gateway::cli::{self, Cli, Command, Failure};
+use esplane_gateway::{
+    cli::{self, Cli, Command, Failure},
+    daemon,
+};
 use std::{
     io::{stdin, stdout},
     process::ExitCode,
@@ -19,11 +22,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
+        Command::Run(args) => daemon::run(args),
         Command::Check(args) => cli::check(args, &mut stdout()),
         Command::Keygen(args) => cli::keygen(args, &mut stdout()),
         Command::Pubkey(args) => cli::pubkey(args, &mut stdin(), &mut stdout()),
         Command::Genpsk => cli::genpsk(&mut stdout()),
         Command::Show(args) => cli::show(args, &mut stdout()),
-        Command::Run(_) | Command::Demo(_) => Err(Failure::runtime("not part of this build")),
+        Command::Demo(_) => Err(Failure::runtime("not part of this build")),
     }
 }

@@ -1,0 +1,234 @@
+//! `esplane run`: opens everything, starts the workers and the control side, and closes it all again.
+//!
+//! Nothing is half-started: whatever cannot be opened ends the start with one clear error, and what
+//! was opened before it goes as it is dropped (the TUN interface takes its addresses and routes along).
+
+use crate::{
+    cli::{ConfigArgs, Failure},
+    clock::Clock,
+    config::{Config, TunnelIds},
+    control::{self, Control, ControlHandle, Dummies, Ended, StaticSource, Statics},
+    hold::HoldLimits,
+    http::Server,
+    io::{Driver, OuterSockets, TunOptions, TunQueue, frame_bytes},
+    keys,
+    netlink::Netlink,
+    network::{Network, inner_mtu},
+    node::Node,
+    resolver::Resolver,
+    status::{ReloadTotals, TrafficLedger},
+    telemetry::logging,
+    worker::{self, BATCH_PACKETS, ToControl, WorkerCounters, WorkerHandle, WorkerSetup},
+};
+use arc_swap::ArcSwap;
+use esplane_api::Now;
+use esplane_control_noise::{Engine, LoadPolicy, NodeConfig, StaticSecretKey};
+use esplane_dataplane::{Aead, OuterHeaders, Settings, TableWriter, Tables};
+use std::{collections::BTreeMap, error::Error, sync::Arc};
+use tokio::{
+    runtime,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+use tracing::{debug, info};
+
+/// Messages of all workers that may wait for the control side.
+const TO_CONTROL: usize = 4096;
+
+type Started<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Runs the daemon until SIGTERM, SIGINT, or the end of a worker.
+pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
+    let config = Config::load(&args.config).map_err(Failure::configuration)?;
+    let log = logging::init(&config.log).map_err(Failure::runtime)?;
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("esplane-control")
+        .build()
+        .map_err(Failure::runtime)?;
+    runtime.block_on(async {
+        let (control, handle, server) = start(config, log).await.map_err(Failure::Runtime)?;
+        serve(control, handle, server)
+            .await
+            .map_err(Failure::Runtime)
+    })
+}
+
+/// Opens everything, in an order in which each step needs only those before it.
+async fn start(
+    config: Config,
+    log: logging::LogHandle,
+) -> Started<(Control, ControlHandle, Server)> {
+    let clock = Clock::start();
+    let aead = Aead::detect();
+    let netlink = Netlink::open()?;
+    let mtu = inner_mtu(&netlink, &config).await;
+
+    // 1. The API first: a second daemon of the same configuration notices here.
+    let server = Server::bind(&config.api).await?;
+    // 2. Queues and sockets; they receive nothing useful until the workers run.
+    let count = config.workers.count();
+    let inner = TunQueue::open(&TunOptions::new(&config.interface.name, count))?;
+    let plain_esp = config.static_sas.iter().any(|sa| sa.path.encap().is_none());
+    let outer = OuterSockets::open_group(&[config.listen], plain_esp, count)?;
+    let transmitter = match outer.first() {
+        Some(sockets) => sockets.transmitter()?,
+        None => return Err("no worker is configured".into()),
+    };
+    // 3. Tunnels.
+    let ids = TunnelIds::default().assign(config.tunnel_names());
+    let settings = Settings {
+        outer_headers: OuterHeaders::ByKernel,
+    };
+    let mut node = Node::new(engine(&config)?, TableWriter::new(settings, aead));
+    let mut statics = Statics::new(config.state_dir.clone());
+    let now = clock.now();
+    fill(&mut node, &mut statics, &config, &ids, now)?;
+    // 4. Workers.
+    let tables = Arc::new(ArcSwap::new(node.tables()));
+    let (to_control, from_workers) = mpsc::channel(TO_CONTROL);
+    let (workers, counters) = spawn_workers(inner, outer, mtu, &tables, &to_control)?;
+    // 5. Addresses and routes last: from here on packets come.
+    let network = Network::set_up(netlink, &config, mtu).await?;
+    let (handle, requests) = control::channel(config.static_sa_context());
+    let resolver = Resolver::start(&config);
+    info!(
+        "node `{}`: listening on {}, interface {} (MTU {mtu}), {count} workers, AEAD {}",
+        config.name,
+        config.listen,
+        config.interface.name,
+        aead.name()
+    );
+    let mut control = Control {
+        ids,
+        node,
+        clock,
+        tables,
+        workers,
+        counters,
+        transmitter,
+        dummies: Dummies::new(),
+        network,
+        mtu,
+        statics,
+        resolver,
+        resolved: BTreeMap::new(),
+        log,
+        ledger: TrafficLedger::default(),
+        reloads: ReloadTotals::default(),
+        aead: aead.name(),
+        from_workers,
+        requests,
+        config,
+    };
+    if let Err(error) = control.set_first_routes().await {
+        control.shut_down().await;
+        return Err(error.into());
+    }
+    Ok((control, handle, server))
+}
+
+/// Runs until somebody says stop, then closes it all.
+async fn serve(mut control: Control, handle: ControlHandle, server: Server) -> Started<()> {
+    let (stopping, stopped) = watch::channel(());
+    let http = tokio::spawn(server.run(handle.clone(), async move {
+        let mut stopped = stopped;
+        let _ = stopped.changed().await;
+    }));
+    let signals = tokio::spawn(follow_signals(handle)?);
+    let ended = control.run().await;
+    signals.abort();
+    drop(stopping);
+    control.shut_down().await;
+    let _ = http.await;
+    match ended {
+        Ended::AsAsked => {
+            info!("stopped");
+            Ok(())
+        }
+        Ended::WorkerFailed(error) => Err(error.into()),
+    }
+}
+
+fn engine(config: &Config) -> Started<Engine> {
+    // A node with manual keys alone has nobody to show a Noise key to; any will do.
+    let private_key = match &config.private_key {
+        Some(key) => key.clone(),
+        None => StaticSecretKey::from_bytes(*keys::random()?)?,
+    };
+    let local = config.listen.ip();
+    Ok(Engine::new(NodeConfig {
+        private_key,
+        listen_port: config.listen.port(),
+        local: (!local.is_unspecified()).then_some(local),
+        seed: *keys::random()?,
+        reserved_spis: config.static_sas.iter().map(|sa| sa.inbound.spi).collect(),
+        under_load: LoadPolicy::default(),
+    })?)
+}
+
+fn fill(
+    node: &mut Node,
+    statics: &mut Statics,
+    config: &Config,
+    ids: &TunnelIds,
+    now: Now,
+) -> Started<()> {
+    statics.change(
+        node,
+        now,
+        ids,
+        &[],
+        config.static_sas.clone(),
+        StaticSource::File,
+    )?;
+    node.set_peers(now, config.noise_peers(ids, |_| None))?;
+    Ok(())
+}
+
+type Counted = Vec<(Option<usize>, Arc<WorkerCounters>)>;
+
+fn spawn_workers(
+    inner: Vec<TunQueue>,
+    outer: Vec<OuterSockets>,
+    mtu: u32,
+    tables: &Arc<ArcSwap<Tables>>,
+    control: &mpsc::Sender<ToControl>,
+) -> Started<(Vec<WorkerHandle>, Counted)> {
+    let mut handles = Vec::new();
+    let mut counted = Vec::new();
+    for (index, (inner, outer)) in inner.into_iter().zip(outer).enumerate() {
+        let counters = Arc::new(WorkerCounters::new());
+        counted.push((None, Arc::clone(&counters)));
+        handles.push(worker::spawn(WorkerSetup {
+            index,
+            inner: Box::new(inner) as Box<dyn Driver>,
+            outer: Box::new(outer),
+            tables: Arc::clone(tables),
+            control: control.clone(),
+            counters,
+            pin_to_core: None,
+            batch_packets: BATCH_PACKETS,
+            frame_bytes: frame_bytes(mtu as usize),
+            hold: HoldLimits::default(),
+        })?);
+    }
+    Ok((handles, counted))
+}
+
+fn follow_signals(handle: ControlHandle) -> Started<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => handle.reload().await,
+            }
+        }
+        debug!("asked to stop");
+        handle.stop().await;
+    })
+}

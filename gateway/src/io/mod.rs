@@ -1,0 +1,137 @@
+//! Drivers: how batches of packets get in and out.
+//!
+//! ```text
+//!        private network                                     public network
+//!   ┌───────────────────────┐    ┌────────┐    ┌─────────────────────────────────────┐
+//!   │ tun.rs   TunQueue     │───▶│ worker │───▶│ outer.rs    OuterSockets            │
+//!   │ one queue a worker    │◀───│        │◀───│  ├─ udp.rs      UdpOuter   RFC 3948  │
+//!   └───────────────────────┘    └────────┘    │  └─ raw_esp.rs  RawEsp  protocol 50 │
+//!                                              └─────────────────────────────────────┘
+//!   mmsg.rs    whole batches through recvmmsg/sendmmsg, straight from and into the arena
+//!   options.rs the socket options rustix does not know
+//!   poll.rs    sleeping until something arrives, and being woken
+//! ```
+//!
+//! All drivers of sockets speak `OuterHeaders::ByKernel`: a packet's data starts at the UDP payload
+//! or at the ESP header, and [`Outer`](esplane_dataplane::batch::Outer) says the rest.
+//!
+//! # What else fits behind [`Driver`]
+//!
+//! * **GSO and GRO** (a TUN with `IFF_VNET_HDR`, UDP with `UDP_SEGMENT` and `UDP_GRO`). On receipt one
+//!   read yields many packets: the driver splits a super-packet with [`Batch::push_placed`], frames laid
+//!   one behind the other with just the room that ESP needs, so that the sealed packets form one
+//!   contiguous buffer. On transmission it looks for runs of neighbours that agree in
+//!   `outer` and length and hands each to the kernel as one message. Neither the trait nor the worker
+//!   changes.
+//! * **AF_XDP**. There the kernel writes into memory the driver has registered. [`Driver::receive`]
+//!   then copies each descriptor's frame into the batch (the first step), or the batch is made over the registered memory:
+//!   a driver that owns the arena hands out its batch by a further provided method, and the
+//!   worker takes that in place of its own. Such a driver wants `OuterHeaders::Written`.
+#![allow(unsafe_code)] // system calls; every block argues its soundness
+
+mod mmsg;
+mod options;
+pub mod outer;
+pub mod poll;
+pub mod raw_esp;
+pub mod tun;
+pub mod udp;
+
+pub use outer::{OuterSockets, OuterTransmitter};
+pub use poll::{Waker, wait};
+pub use raw_esp::{RawEsp, RawReceive};
+pub use tun::{TunError, TunOptions, TunQueue};
+pub use udp::{SocketError, UdpOuter};
+
+use esplane_api::DropCounters;
+use esplane_dataplane::batch::{Batch, HEADROOM_BYTES, TAILROOM_BYTES};
+use std::{
+    io,
+    ops::AddAssign,
+    os::fd::{BorrowedFd, RawFd},
+};
+
+/// One queue of one interface, or one set of sockets: owned by one worker, never blocking.
+pub trait Driver: Send {
+    /// Adds what has arrived until nothing is left or the batch is full.
+    ///
+    /// What arrived but cannot be used is counted in `drops`. An error means that this queue is dead
+    /// (its interface was deleted, say) and will never yield anything again; passing trouble, such as
+    /// an ICMP error queued on a socket, is none.
+    fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()>;
+
+    /// Sends every packet whose verdict is `Forward`, in order. Each is either in the answer or counted in
+    /// `drops`; nothing is lost silently.
+    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic;
+
+    /// What becomes readable when something arrives.
+    fn poll_descriptors(&self) -> Descriptors<'_>;
+}
+
+/// The descriptors of one driver.
+pub type Descriptors<'a> = arrayvec::ArrayVec<BorrowedFd<'a>, 4>;
+
+/// How much was carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Their bytes, as the driver saw them.
+    pub bytes: u64,
+}
+
+impl Traffic {
+    /// Counts one packet more.
+    pub fn add(&mut self, bytes: usize) {
+        self.packets += 1;
+        self.bytes += bytes as u64;
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.packets += other.packets;
+        self.bytes += other.bytes;
+    }
+}
+
+/// Frame size for inner packets of up to `inner_mtu` bytes: headroom, tailroom, what ESP adds, and
+/// one byte by which a packet that is too big gives itself away. A multiple of the cache line.
+pub const fn frame_bytes(inner_mtu: usize) -> usize {
+    const ESP_AND_ONE: usize = 64;
+    (HEADROOM_BYTES + inner_mtu + ESP_AND_ONE + TAILROOM_BYTES).next_multiple_of(64)
+}
+
+/// Room for data in each frame of `batch`.
+fn room_bytes(batch: &Batch) -> usize {
+    batch
+        .frame_bytes()
+        .saturating_sub(HEADROOM_BYTES + TAILROOM_BYTES)
+}
+
+/// Turns the C convention of -1 and `errno` into a `Result`.
+fn check(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// A descriptor as the C library wants it. Safe: using it wrongly needs `unsafe` anyway.
+fn raw(descriptor: BorrowedFd<'_>) -> RawFd {
+    std::os::fd::AsRawFd::as_raw_fd(&descriptor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_holds_the_packet_and_all_that_esp_adds() {
+        for mtu in [576, 1280, 1420, 1500, 9000] {
+            let frame = frame_bytes(mtu);
+            assert!(frame % 64 == 0 && frame - HEADROOM_BYTES - TAILROOM_BYTES > mtu + 40);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Socket options that need more than rustix offers.
+
+use super::{check, raw};
+use std::{io, mem, os::fd::BorrowedFd};
+
+/// Sets one option.
+///
+/// # Safety
+/// `T` must be the C type of this option, and pointers within it valid.
+unsafe fn set<T>(
+    socket: BorrowedFd<'_>,
+    level: libc::c_int,
+    name: libc::c_int,
+    value: &T,
+) -> io::Result<()> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes from `value`, which lives through the call; for what
+    // they mean to it the caller answers.
+    check(unsafe {
+        libc::setsockopt(
+            raw(socket),
+            level,
+            name,
+            std::ptr::from_ref(value).cast(),
+            mem::size_of::<T>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// Asks for `bytes` of buffer in both directions, past the system's limit where we may.
+/// The kernel's limit holds silently else; it costs drops under bursts, not correctness.
+pub(super) fn set_buffers(socket: BorrowedFd<'_>, bytes: usize) -> io::Result<()> {
+    use rustix::net::sockopt::{
+        set_socket_recv_buffer_size, set_socket_recv_buffer_size_force,
+        set_socket_send_buffer_size, set_socket_send_buffer_size_force,
+    };
+    set_socket_recv_buffer_size_force(socket, bytes)
+        .or_else(|_| set_socket_recv_buffer_size(socket, bytes))?;
+    set_socket_send_buffer_size_force(socket, bytes)
+        .or_else(|_| set_socket_send_buffer_size(socket, bytes))?;
+    Ok(())
+}
+
+/// Asks for the address at which each packet arrived.
+pub(super) fn report_local_address(socket: BorrowedFd<'_>, ipv6: bool) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    let (level, name) = if ipv6 {
+        (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)
+    } else {
+        (libc::IPPROTO_IP, libc::IP_PKTINFO)
+    };
+    // SAFETY: both options take an int.
+    unsafe { set(socket, level, name, &on) }
+}
+
+/// Lets nothing in: for a raw socket that only sends, since every raw socket gets a copy of every packet.
+pub(super) fn refuse_everything(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let accept_no_byte = libc::sock_filter {
+        code: (libc::BPF_RET | libc::BPF_K) as u16,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    };
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: std::ptr::from_ref(&accept_no_byte).cast_mut(),
+    };
+    // SAFETY: the option takes a sock_fprog; it points to one instruction, which lives through the call
+    // and which the kernel only reads, and copies.
+    unsafe { set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) }
+}
+
+/// What the kernel does with the Don't Fragment bit of the packets a socket sends.
+///
+/// Either way it believes no ICMP "fragmentation needed": an attacker could forge one (RFC 4301 §8.2.1).
+pub(super) fn set_dont_fragment(socket: BorrowedFd<'_>, df: bool) -> io::Result<()> {
+    let mode: libc::c_int = if df {
+        libc::IP_PMTUDISC_PROBE
+    } else {
+        libc::IP_PMTUDISC_DONT
+    };
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, &mode) }
+}

@@ -1,0 +1,233 @@
+//! The public side of one worker: its UDP sockets and, where asked for, raw sockets for plain ESP.
+
+use super::{
+    Descriptors, Driver, RawEsp, RawReceive, Traffic,
+    udp::{SocketError, UdpOuter},
+};
+use esplane_api::{DropCounters, DropReason};
+use esplane_dataplane::batch::{Batch, Outer, Verdict};
+use rustix::net::SendFlags;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
+};
+
+/// UDP sockets, at most one of each family, and raw sockets, as one driver.
+pub struct OuterSockets {
+    udp: Vec<UdpOuter>,
+    raw: Option<RawEsp>,
+    /// Which UDP socket sends to IPv4 peers, and which to IPv6 ones.
+    sends: Sends,
+    /// Whose turn it is to receive first.
+    turn: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sends {
+    v4: Option<usize>,
+    v6: Option<usize>,
+}
+
+impl Sends {
+    fn to(self, remote: IpAddr) -> Option<usize> {
+        if remote.is_ipv4() { self.v4 } else { self.v6 }
+    }
+}
+
+impl OuterSockets {
+    /// Opens one for each of `workers`: UDP on each address of `listen` (one, or one of each family), and
+    /// plain ESP if `plain_esp`. The first one receives all plain ESP; see [`RawEsp`].
+    pub fn open_group(
+        listen: &[SocketAddr],
+        plain_esp: bool,
+        workers: usize,
+    ) -> Result<Vec<Self>, SocketError> {
+        let mut udp: Vec<Vec<UdpOuter>> = (0..workers).map(|_| Vec::new()).collect();
+        for address in listen {
+            let sockets = UdpOuter::open_group(*address, workers)?;
+            for (of_worker, socket) in udp.iter_mut().zip(sockets) {
+                of_worker.push(socket);
+            }
+        }
+        let with_raw = |(worker, udp)| {
+            let receive = match worker {
+                0 => RawReceive::Everything,
+                _ => RawReceive::Nothing,
+            };
+            let raw = plain_esp.then(|| RawEsp::open(receive)).transpose()?;
+            Ok(Self::new(udp, raw))
+        };
+        udp.into_iter().enumerate().map(with_raw).collect()
+    }
+
+    /// Of sockets opened before. The first UDP socket that reaches a family sends to it.
+    pub fn new(udp: Vec<UdpOuter>, raw: Option<RawEsp>) -> Self {
+        let first = |remote: IpAddr| udp.iter().position(|socket| socket.reaches(remote));
+        let sends = Sends {
+            v4: first(Ipv4Addr::LOCALHOST.into()),
+            v6: first(Ipv6Addr::LOCALHOST.into()),
+        };
+        Self {
+            udp,
+            raw,
+            sends,
+            turn: 0,
+        }
+    }
+
+    /// The port of its first UDP socket; 0 if it has none.
+    pub fn port(&self) -> u16 {
+        self.udp.first().map_or(0, UdpOuter::port)
+    }
+
+    /// The same sockets for the control side to send with.
+    pub fn transmitter(&self) -> io::Result<OuterTransmitter> {
+        let udp: io::Result<Vec<_>> = self.udp.iter().map(UdpOuter::another_sender).collect();
+        let raw = self.raw.as_ref().map(RawEsp::another_sender);
+        Ok(OuterTransmitter(Self::new(udp?, raw.transpose()?)))
+    }
+}
+
+impl Driver for OuterSockets {
+    fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
+        let sources = self.udp.len() + usize::from(self.raw.is_some());
+        self.turn = self.turn.wrapping_add(1);
+        for source in 0..sources {
+            let source = (source + self.turn) % sources;
+            match (self.udp.get_mut(source), &mut self.raw) {
+                (Some(udp), _) => udp.receive(batch, drops)?,
+                (None, Some(raw)) => raw.receive(batch, drops)?,
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+        let (mut sent, sends) = (Traffic::default(), self.sends);
+        for (index, socket) in self.udp.iter_mut().enumerate() {
+            let claims = |outer: &Outer| outer.udp && sends.to(outer.remote.ip()) == Some(index);
+            sent += socket.transmit_claimed(batch, claims, drops);
+        }
+        if let Some(raw) = &mut self.raw {
+            sent += raw.transmit(batch, drops);
+        }
+        self.count_unreachable(batch, drops);
+        sent
+    }
+
+    fn poll_descriptors(&self) -> Descriptors<'_> {
+        let raw = self.raw.iter().flat_map(Driver::poll_descriptors);
+        self.udp
+            .iter()
+            .map(UdpOuter::as_fd)
+            .chain(raw)
+            .take(4)
+            .collect()
+    }
+}
+
+impl OuterSockets {
+    /// Packets that none of the sockets can carry: of a family, or an encapsulation, that was not opened.
+    fn count_unreachable(&self, batch: &Batch, drops: &mut DropCounters) {
+        let carried = |outer: &Outer| {
+            if outer.udp {
+                self.sends.to(outer.remote.ip()).is_some()
+            } else {
+                self.raw.as_ref().is_some_and(|raw| raw.claims(outer))
+            }
+        };
+        let lost = batch
+            .packets()
+            .iter()
+            .filter(|packet| packet.verdict == Verdict::Forward && !carried(&packet.outer))
+            .count();
+        drops.add(DropReason::TransmitFailed, lost as u64);
+    }
+}
+
+/// Sends by a worker's sockets from another thread: handshake messages, keepalives, dummy packets.
+pub struct OuterTransmitter(OuterSockets);
+
+impl OuterTransmitter {
+    /// Sends one complete UDP payload. Never blocks.
+    pub fn send_datagram(&self, to: SocketAddr, payload: &[u8]) -> io::Result<()> {
+        let sender = self
+            .0
+            .sends
+            .to(to.ip())
+            .ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let socket = &self.0.udp[sender];
+        let to = match to {
+            SocketAddr::V4(to) if socket.is_ipv6() => {
+                SocketAddrV6::new(to.ip().to_ipv6_mapped(), to.port(), 0, 0).into()
+            }
+            to => to,
+        };
+        rustix::net::sendto(socket.as_fd(), payload, SendFlags::DONTWAIT, &to)?;
+        Ok(())
+    }
+
+    /// Sends a batch, like [`Driver::transmit`]; the Don't Fragment bit stays as the worker has set it.
+    pub fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+        self.0.transmit(batch, drops)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn forwarded(remote: &str, udp: bool) -> Batch {
+        let mut batch = Batch::new(1, 512);
+        let outer = Outer {
+            remote: remote.parse().unwrap(),
+            udp,
+            ..Outer::NONE
+        };
+        assert!(batch.push(b"esp", outer));
+        batch.packets_mut()[0].verdict = Verdict::Forward;
+        batch
+    }
+
+    #[test]
+    fn what_no_socket_can_carry_is_counted() {
+        let listen = ["127.0.0.1:0".parse().unwrap()];
+        let mut sockets = OuterSockets::open_group(&listen, false, 1)
+            .unwrap()
+            .remove(0);
+        for (remote, udp) in [("[2001:db8::1]:4500", true), ("192.0.2.1:0", false)] {
+            let mut drops = DropCounters::default();
+            let sent = sockets.transmit(&forwarded(remote, udp), &mut drops);
+            assert_eq!(
+                (sent.packets, drops[DropReason::TransmitFailed]),
+                (0, 1),
+                "{remote}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_family_leaves_by_its_own_socket_and_the_control_side_by_the_same() {
+        let receivers = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::UdpSocket::bind(at).unwrap());
+        for listen in [&["127.0.0.1:0", "[::1]:0"][..], &["[::]:0"]] {
+            let listen: Vec<_> = listen.iter().map(|at| at.parse().unwrap()).collect();
+            let mut group = OuterSockets::open_group(&listen, false, 2).unwrap();
+            let transmitter = group[0].transmitter().unwrap();
+            for receiver in &receivers {
+                let to = receiver.local_addr().unwrap();
+                let mut drops = DropCounters::default();
+                let batch = forwarded(&to.to_string(), true);
+                assert_eq!(group[1].transmit(&batch, &mut drops).packets, 1);
+                transmitter.send_datagram(to, b"noise").unwrap();
+                let mut buffer = [0; 16];
+                let (bytes, from_worker) = receiver.recv_from(&mut buffer).unwrap();
+                assert_eq!(&buffer[..bytes], b"esp");
+                let (bytes, from_control) = receiver.recv_from(&mut buffer).unwrap();
+                assert_eq!(&buffer[..bytes], b"noise");
+                assert_eq!(from_worker, from_control);
+                assert_eq!(drops, DropCounters::default());
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! The private side: one queue of a multi-queue TUN interface.
+
+use super::{Descriptors, Driver, Traffic, check, raw, room_bytes};
+use esplane_api::{DropCounters, DropReason};
+use esplane_dataplane::batch::{Batch, Outer, Verdict};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    thread,
+    time::Duration,
+};
+
+/// How often and how long to wait for a name that is about to become free.
+const BUSY_RETRIES: u32 = 20;
+const BUSY_WAIT: Duration = Duration::from_millis(50);
+
+/// What to open.
+#[derive(Clone, Debug)]
+pub struct TunOptions {
+    /// The interface's name, at most 15 bytes. One with `%d` lets the kernel choose a number.
+    pub name: String,
+    /// How many queues: one a worker.
+    pub queues: usize,
+    /// Packets that the kernel holds for each queue until a worker reads them.
+    pub queue_packets: u32,
+}
+
+impl TunOptions {
+    /// With the default queue length.
+    pub fn new(name: impl Into<String>, queues: usize) -> Self {
+        Self {
+            name: name.into(),
+            queues,
+            queue_packets: 4096,
+        }
+    }
+}
+
+/// One queue. The interface goes when the last of its queues is closed.
+#[derive(Debug)]
+pub struct TunQueue {
+    file: OwnedFd,
+    name: String,
+}
+
+/// Why a TUN interface could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum TunError {
+    /// A name no interface can have.
+    #[error("`{0}` is no name for an interface; use 1 to 15 letters, digits, `-`, `_` or `.`")]
+    Name(String),
+    /// The device file is missing.
+    #[error(
+        "there is no /dev/net/tun; load the module (`modprobe tun`), or give the container the device (`--device /dev/net/tun`)"
+    )]
+    NoDevice,
+    /// Not allowed.
+    #[error("not allowed to make the TUN interface `{0}`; this needs root or CAP_NET_ADMIN")]
+    NotAllowed(String),
+    /// Another process has it.
+    #[error(
+        "the interface `{0}` is in use by another process; stop that one, or choose another name"
+    )]
+    InUse(String),
+    /// It exists, but is no multi-queue TUN.
+    #[error(
+        "an interface `{0}` exists that is not a multi-queue TUN; remove it (`ip link delete {0}`), or choose another name"
+    )]
+    OtherKind(String),
+    /// Anything else.
+    #[error("cannot {doing} the TUN interface `{name}`: {source}")]
+    Kernel {
+        /// What was tried.
+        doing: &'static str,
+        /// The interface.
+        name: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl TunQueue {
+    /// Opens all queues of one interface, in the network namespace of this thread. The interface is
+    /// down and has no address yet.
+    pub fn open(options: &TunOptions) -> Result<Vec<Self>, TunError> {
+        let mut queues: Vec<Self> = Vec::with_capacity(options.queues);
+        for _ in 0..options.queues {
+            let name = queues.first().map_or(&options.name, |queue| &queue.name);
+            queues.push(open_queue(name)?);
+        }
+        if let Some(queue) = queues.first() {
+            set_queue_length(&queue.name, options.queue_packets)
+                .map_err(|source| kernel("set the queue length of", &queue.name, source))?;
+        }
+        Ok(queues)
+    }
+
+    /// The interface's name as the kernel has it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Writes one packet to the interface.
+    fn write(&self, packet: &[u8], drops: &mut DropCounters) -> bool {
+        let mut waited = false;
+        loop {
+            match rustix::io::write(&self.file, packet) {
+                Ok(_) => return true,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) if !waited => {
+                    waited = true;
+                    let wait = Timespec {
+                        tv_sec: 0,
+                        tv_nsec: 2_000_000,
+                    };
+                    let _ = poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&wait));
+                }
+                Err(_) => {
+                    drops.add(DropReason::DeliverFailed, 1);
+                    return false;
+                }
+            }
+        }
+    }
+}
+
+impl Driver for TunQueue {
+    fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
+        let room = room_bytes(batch);
+        let mut too_big = 0;
+        while too_big < batch.capacity() {
+            let Some(frame) = batch.spare_frames().next() else {
+                break;
+            };
+            match rustix::io::read(&self.file, frame) {
+                // The kernel cuts silently; a frame is larger than the MTU, so only a cut packet fills it.
+                Ok(bytes) if bytes >= room => {
+                    drops.add(DropReason::InnerTooBig, 1);
+                    too_big += 1;
+                }
+                Ok(bytes) => batch.push_received(bytes, Outer::NONE),
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+        let mut sent = Traffic::default();
+        for (index, packet) in batch.packets().iter().enumerate() {
+            if packet.verdict == Verdict::Forward && self.write(batch.data(index), drops) {
+                sent.add(packet.data_bytes());
+            }
+        }
+        sent
+    }
+
+    fn poll_descriptors(&self) -> Descriptors<'_> {
+        Descriptors::from_iter([self.file.as_fd()])
+    }
+}
+
+fn open_queue(name: &str) -> Result<TunQueue, TunError> {
+    let mut request = request_for(name).ok_or_else(|| TunError::Name(name.to_owned()))?;
+    request.ifr_ifru.ifru_flags =
+        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE) as libc::c_short;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|error| {
+        match io::Error::from(error) {
+            error if error.kind() == io::ErrorKind::NotFound => TunError::NoDevice,
+            error if error.raw_os_error() == Some(libc::ENODEV) => TunError::NoDevice,
+            error if error.kind() == io::ErrorKind::PermissionDenied => {
+                TunError::NotAllowed(name.to_owned())
+            }
+            error => kernel("open /dev/net/tun for", name, error),
+        }
+    })?;
+    let mut tries = 0;
+    while let Err(error) = attach(file.as_fd(), &mut request) {
+        let name = || name.to_owned();
+        match error.raw_os_error() {
+            // For a moment after its last owner has gone.
+            Some(libc::EBUSY) if tries < BUSY_RETRIES => thread::sleep(BUSY_WAIT),
+            Some(libc::EBUSY) => return Err(TunError::InUse(name())),
+            Some(libc::EPERM) => return Err(TunError::NotAllowed(name())),
+            Some(libc::EINVAL) => return Err(TunError::OtherKind(name())),
+            _ => return Err(kernel("make", &name(), error)),
+        }
+        tries += 1;
+    }
+    let name: Vec<u8> = request
+        .ifr_name
+        .iter()
+        .map(|byte| byte.cast_unsigned())
+        .take_while(|byte| *byte != 0)
+        .collect();
+    Ok(TunQueue {
+        file,
+        name: String::from_utf8_lossy(&name).into_owned(),
+    })
+}
+
+fn attach(file: BorrowedFd<'_>, request: &mut libc::ifreq) -> io::Result<()> {
+    // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, with name and flags filled in.
+    check(unsafe { libc::ioctl(raw(file), libc::TUNSETIFF as _, request) }).map(drop)
+}
+
+fn set_queue_length(name: &str, packets: u32) -> io::Result<()> {
+    let mut request = request_for(name).ok_or(io::ErrorKind::InvalidInput)?;
+    request.ifr_ifru.ifru_metric = packets.cast_signed(); // `ifr_qlen` is another name of the same int
+    let any_socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    // SAFETY: SIOCSIFTXQLEN reads one ifreq with the name and an int, both filled in.
+    check(unsafe { libc::ioctl(raw(any_socket.as_fd()), SIOCSIFTXQLEN as _, &mut request) })
+        .map(drop)
+}
+
+/// From linux/sockios.h; missing from the libc crate.
+const SIOCSIFTXQLEN: u32 = 0x8943;
+
+/// An `ifreq` with this name, if it can be one.
+fn request_for(name: &str) -> Option<libc::ifreq> {
+    let fits = (1..libc::IFNAMSIZ).contains(&name.len());
+    let clean = name
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+    if !fits || !clean || name == "." || name == ".." {
+        return None;
+    }
+    // SAFETY: an ifreq is a plain C structure; all bits zero is a valid one.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Some(request)
+}
+
+fn kernel(doing: &'static str, name: &str, source: io::Error) -> TunError {
+    TunError::Kernel {
+        doing,
+        name: name.to_owned(),
+        source,
+    }
+}

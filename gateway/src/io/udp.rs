@@ -1,0 +1,393 @@
+//! ESP in UDP (RFC 3948) over one UDP socket, shared with the handshake.
+
+use super::{Descriptors, Driver, Traffic, mmsg::MessageSocket, options};
+use esplane_api::DropCounters;
+use esplane_dataplane::batch::{Batch, Outer};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt,
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+/// Socket buffers in each direction: some milliseconds of traffic at full speed.
+pub(super) const BUFFER_BYTES: usize = 8 << 20;
+
+/// One UDP socket of a group that shares a port.
+///
+/// Listening on `[::]` it takes IPv4 as well; such peers appear with their IPv4 address. GRO is off:
+/// every datagram arrives by itself.
+pub struct UdpOuter {
+    socket: MessageSocket,
+    port: u16,
+}
+
+/// Why a socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {doing}: {source}{}", hint(source))]
+pub struct SocketError {
+    /// What was tried.
+    pub doing: String,
+    /// What the kernel said.
+    pub source: io::Error,
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EADDRINUSE) => {
+            "; another program has this port (a second esplane, or strongSwan's charon on 4500): stop it, or choose another port"
+        }
+        Some(libc::EADDRNOTAVAIL) => {
+            "; no interface of this machine has this address: add it, or listen on 0.0.0.0 or [::]"
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            "; this needs root or a capability: CAP_NET_BIND_SERVICE for ports below 1024, CAP_NET_RAW for plain ESP"
+        }
+        Some(libc::EAFNOSUPPORT) => {
+            "; this kernel has no such protocol family: IPv6 is switched off, perhaps"
+        }
+        _ => "",
+    }
+}
+
+impl UdpOuter {
+    /// Opens one socket for each of `workers`, all on `listen`; the kernel spreads the peers over them.
+    /// Port 0 lets the kernel choose one for all.
+    ///
+    /// A port that another program listens on is refused even if that one would share it.
+    pub fn open_group(listen: SocketAddr, workers: usize) -> Result<Vec<Self>, SocketError> {
+        let failed = |source: io::Error| SocketError {
+            doing: format!("listen on UDP {listen}"),
+            source,
+        };
+        // One socket that does not share shows whether the port is free; a second daemon would otherwise
+        // silently take half of our packets.
+        let alone = open(listen, false).map_err(failed)?;
+        let port = local_port(alone.as_fd()).map_err(failed)?;
+        drop(alone);
+        let listen = SocketAddr::new(listen.ip(), port);
+        (0..workers)
+            .map(|_| Self::over(open(listen, true)?, listen))
+            .collect::<io::Result<_>>()
+            .map_err(failed)
+    }
+
+    fn over(socket: OwnedFd, listen: SocketAddr) -> io::Result<Self> {
+        Ok(Self {
+            port: listen.port(),
+            socket: MessageSocket::new(socket, listen.is_ipv6(), listen.ip())?,
+        })
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The same socket for another thread to send with.
+    pub(super) fn another_sender(&self) -> io::Result<Self> {
+        Ok(Self {
+            socket: self.socket.another_sender()?,
+            port: self.port,
+        })
+    }
+
+    /// Whether it can send to this address.
+    pub(super) fn reaches(&self, remote: IpAddr) -> bool {
+        self.socket.reaches(remote)
+    }
+
+    /// Like [`Driver::transmit`], for the packets that `claims` says are for this socket.
+    pub(super) fn transmit_claimed(
+        &mut self,
+        batch: &Batch,
+        claims: impl Fn(&Outer) -> bool,
+        drops: &mut DropCounters,
+    ) -> Traffic {
+        self.socket.transmit(batch, claims, drops)
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether it takes addresses of family IPv6 in system calls.
+    pub(super) fn is_ipv6(&self) -> bool {
+        self.socket.bound().is_ipv6()
+    }
+}
+
+impl Driver for UdpOuter {
+    fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
+        self.socket.receive(batch, drops, true, |_, _| {})
+    }
+
+    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+        self.socket.transmit(batch, |_| true, drops)
+    }
+
+    fn poll_descriptors(&self) -> Descriptors<'_> {
+        Descriptors::from_iter([self.as_fd()])
+    }
+}
+
+fn open(listen: SocketAddr, shared: bool) -> io::Result<OwnedFd> {
+    let family = match listen {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+    let dual_stack = listen.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    if listen.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, !dual_stack)?;
+        sockopt::set_ipv6_recvtclass(&socket, true)?;
+        options::report_local_address(socket.as_fd(), true)?;
+    }
+    if listen.is_ipv4() || dual_stack {
+        sockopt::set_ip_recvtos(&socket, true)?;
+    }
+    if listen.is_ipv4() {
+        options::report_local_address(socket.as_fd(), false)?;
+    }
+    options::set_buffers(socket.as_fd(), BUFFER_BYTES)?;
+    sockopt::set_socket_reuseport(&socket, shared)?;
+    bind(&socket, &listen)?;
+    Ok(socket)
+}
+
+fn local_port(socket: BorrowedFd<'_>) -> io::Result<u16> {
+    let address = getsockname(socket)?;
+    SocketAddr::try_from(address)
+        .map(|address| address.port())
+        .map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::poll::{Waker, wait};
+    use esplane_api::DropReason;
+    use esplane_dataplane::batch::{HEADROOM_BYTES, TAILROOM_BYTES, Verdict};
+    use std::{net::UdpSocket, time::Duration};
+
+    fn loopback(ip: &str) -> UdpOuter {
+        let listen = SocketAddr::new(ip.parse().unwrap(), 0);
+        UdpOuter::open_group(listen, 1).unwrap().remove(0)
+    }
+
+    fn to(socket: &UdpOuter, ip: &str) -> Outer {
+        Outer {
+            remote: SocketAddr::new(ip.parse().unwrap(), socket.port()),
+            udp: true,
+            ..Outer::NONE
+        }
+    }
+
+    fn forward(payloads: &[(&[u8], Outer)]) -> Batch {
+        let mut batch = Batch::new(256, 2048);
+        for (payload, outer) in payloads {
+            assert!(batch.push(payload, *outer));
+        }
+        for packet in batch.packets_mut() {
+            packet.verdict = Verdict::Forward;
+        }
+        batch
+    }
+
+    /// Receives until `count` packets are there. Loopback loses nothing and is only ever a moment late.
+    fn receive(socket: &mut UdpOuter, batch: &mut Batch, drops: &mut DropCounters, count: usize) {
+        let waker = Waker::new().unwrap();
+        loop {
+            socket.receive(batch, drops).unwrap();
+            if batch.len() >= count {
+                return;
+            }
+            let patience = Some(Duration::from_secs(10));
+            let woken = wait(&waker, &[socket.poll_descriptors()], patience).unwrap();
+            assert!(woken.by_driver, "only {} of {count} arrived", batch.len());
+        }
+    }
+
+    #[test]
+    fn tos_and_addresses_travel_in_both_families() {
+        // From, to, and what a dual-stack listener says its own address is.
+        for (listen, local) in [
+            ("127.0.0.1", "127.0.0.1"),
+            ("::1", "::1"),
+            ("0.0.0.0", "127.0.0.1"),
+            ("::", "127.0.0.1"),
+            ("::", "::1"),
+        ] {
+            let (mut a, mut b) = (loopback(local), loopback(listen));
+            let mut drops = DropCounters::default();
+            let there = Outer {
+                tos: 0xb9,
+                ..to(&b, local)
+            };
+            let sent = a.transmit(&forward(&[(b"there", there)]), &mut drops);
+            assert_eq!((sent.packets, sent.bytes), (1, 5), "{listen}");
+            let mut got = Batch::new(4, 2048);
+            receive(&mut b, &mut got, &mut drops, 1);
+            let outer = got.packets()[0].outer;
+            assert_eq!(got.data(0), b"there");
+            assert_eq!(outer.remote, to(&a, local).remote, "{listen}");
+            assert_eq!(outer.local.to_string(), local, "{listen}");
+            assert!(outer.udp && outer.tos == 0xb9, "{listen}: {outer:?}");
+            // And back from the very address it came to, though the socket is bound to any.
+            let back = Outer { tos: 0x03, ..outer };
+            b.transmit(&forward(&[(b"back", back)]), &mut drops);
+            got.clear();
+            receive(&mut a, &mut got, &mut drops, 1);
+            let outer = got.packets()[0].outer;
+            assert_eq!((outer.remote, outer.tos), (to(&b, local).remote, 0x03));
+            assert_eq!(drops, DropCounters::default());
+        }
+    }
+
+    #[test]
+    fn a_batch_larger_than_one_system_call_arrives_whole_and_in_order() {
+        let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+        let numbers: Vec<[u8; 2]> = (0..200u16).map(u16::to_be_bytes).collect();
+        let there = to(&b, "127.0.0.1");
+        // The Don't Fragment bit changes now and then, which splits the run.
+        let packets: Vec<(&[u8], Outer)> = numbers
+            .iter()
+            .enumerate()
+            .map(|(index, number)| {
+                (
+                    &number[..],
+                    Outer {
+                        df: index / 50 % 2 == 1,
+                        ..there
+                    },
+                )
+            })
+            .collect();
+        let mut drops = DropCounters::default();
+        assert_eq!(a.transmit(&forward(&packets), &mut drops).packets, 200);
+        let mut got = Batch::new(256, 512);
+        receive(&mut b, &mut got, &mut drops, 200);
+        for (index, number) in numbers.iter().enumerate() {
+            assert_eq!(got.data(index), number);
+        }
+        assert_eq!(drops, DropCounters::default());
+    }
+
+    #[test]
+    fn a_batch_takes_no_more_than_it_holds_and_the_rest_waits() {
+        let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+        let mut drops = DropCounters::default();
+        let packets = [(&b"x"[..], to(&b, "127.0.0.1")); 10];
+        a.transmit(&forward(&packets), &mut drops);
+        let mut got = Batch::new(4, 512);
+        for expected in [4, 4, 2] {
+            got.clear();
+            receive(&mut b, &mut got, &mut drops, expected);
+            assert_eq!(got.len(), expected);
+        }
+        assert_eq!(drops, DropCounters::default());
+    }
+
+    #[test]
+    fn a_packet_too_large_for_its_frame_is_counted_and_its_neighbours_live() {
+        let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+        let mut drops = DropCounters::default();
+        let there = to(&b, "127.0.0.1");
+        let room = 512 - HEADROOM_BYTES - TAILROOM_BYTES;
+        let (fits, large) = (vec![1; room], vec![2; room + 1]);
+        a.transmit(
+            &forward(&[
+                (&fits, there),
+                (&large, there),
+                (b"3", there),
+                (&large, there),
+                (b"5", there),
+            ]),
+            &mut drops,
+        );
+        let mut got = Batch::new(8, 512);
+        receive(&mut b, &mut got, &mut drops, 3);
+        assert_eq!(
+            (got.data(0), got.data(1), got.data(2)),
+            (&fits[..], &b"3"[..], &b"5"[..])
+        );
+        assert_eq!(drops[DropReason::ReceiveTruncated], 2);
+    }
+
+    #[test]
+    fn one_packet_that_cannot_leave_does_not_hold_up_the_others() {
+        let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+        let mut drops = DropCounters::default();
+        let there = to(&b, "127.0.0.1");
+        // Nobody listens there: the kernel answers with ICMP, which must break nothing.
+        let closed = Outer {
+            remote: UdpSocket::bind("127.0.0.1:0")
+                .unwrap()
+                .local_addr()
+                .unwrap(),
+            ..there
+        };
+        // A socket bound to loopback cannot reach the world.
+        let world = Outer {
+            remote: "192.0.2.1:4500".parse().unwrap(),
+            ..there
+        };
+        let batch = forward(&[(b"1", there), (b"-", world), (b"?", closed), (b"2", there)]);
+        let sent = a.transmit(&batch, &mut drops);
+        assert_eq!(sent.packets, 3);
+        assert_eq!(drops[DropReason::TransmitFailed], 1);
+        assert_eq!(
+            a.transmit(&forward(&[(b"3", there)]), &mut drops).packets,
+            1
+        );
+        let mut got = Batch::new(8, 512);
+        receive(&mut b, &mut got, &mut drops, 3);
+        assert_eq!(
+            (got.data(0), got.data(1), got.data(2)),
+            (&b"1"[..], &b"2"[..], &b"3"[..])
+        );
+        // The ICMP error is on its way to `a`; receiving there goes on all the same.
+        b.transmit(&forward(&[(b"4", to(&a, "127.0.0.1"))]), &mut drops);
+        got.clear();
+        receive(&mut a, &mut got, &mut drops, 1);
+        assert_eq!(got.data(0), b"4");
+        assert_eq!(drops.unexpected(), 1);
+    }
+
+    #[test]
+    fn packets_that_are_not_forwarded_stay_here() {
+        let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+        let mut drops = DropCounters::default();
+        let mut batch = forward(&[(&b"no"[..], to(&b, "127.0.0.1")); 3]);
+        batch.packets_mut()[0].verdict = Verdict::Drop(DropReason::NoPolicy);
+        batch.packets_mut()[1].verdict = Verdict::Pending;
+        assert_eq!(a.transmit(&batch, &mut drops).packets, 1);
+        let mut got = Batch::new(8, 512);
+        receive(&mut b, &mut got, &mut drops, 1);
+        assert_eq!((got.len(), drops.unexpected()), (1, 0));
+    }
+
+    #[test]
+    fn a_port_that_is_taken_is_refused_even_if_it_would_be_shared() {
+        let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
+        let group = UdpOuter::open_group(listen, 2).unwrap();
+        assert_eq!(group[0].port(), group[1].port());
+        let taken = SocketAddr::new(listen.ip(), group[0].port());
+        let error = UdpOuter::open_group(taken, 1).err().unwrap().to_string();
+        assert!(error.contains(&taken.to_string()), "{error}");
+        assert!(error.contains("another program has this port"), "{error}");
+        drop(group);
+        assert!(UdpOuter::open_group(taken, 2).is_ok());
+    }
+
+    #[test]
+    fn an_address_of_another_machine_is_refused_with_what_would_be_right() {
+        let error = UdpOuter::open_group("192.0.2.77:0".parse().unwrap(), 1)
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("[::]"), "{error}");
+    }
+}

@@ -1,0 +1,158 @@
+//! The inner interface as the kernel knows it: MTU, addresses, and the routes that lead into it.
+
+use crate::{
+    config::{Config, Endpoint, Mtu},
+    netlink::{Installed, Netlink, NetlinkError},
+};
+use esplane_api::{AeadSuite, IpPrefix, OuterPath, UdpEncap};
+use esplane_dataplane::max_inner_bytes;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+use tracing::{info, warn};
+
+/// What the way to a peer is taken to bear when nobody knows.
+const USUAL_MTU: u32 = 1500;
+
+/// The interface, its addresses and its routes; all of them go again.
+pub struct Network {
+    installed: Installed,
+    link: u32,
+    /// Each route with its metric.
+    routes: BTreeMap<IpPrefix, u32>,
+}
+
+impl Network {
+    /// Gives the interface its MTU and addresses, and brings it up. On an error the caller's TUN goes,
+    /// and with it whatever was set.
+    pub async fn set_up(netlink: Netlink, config: &Config, mtu: u32) -> Result<Self, NetlinkError> {
+        let link = netlink.link_index(&config.interface.name).await?;
+        netlink.set_mtu(link, mtu).await?;
+        netlink.set_quiet(link).await?;
+        let mut installed = Installed::new(netlink);
+        for address in &config.interface.addresses {
+            installed
+                .add_address(link, address.address, address.prefix_length)
+                .await?;
+        }
+        installed.netlink().set_up(link).await?;
+        Ok(Self {
+            installed,
+            link,
+            routes: BTreeMap::new(),
+        })
+    }
+
+    /// Makes exactly these the routes into the interface. On an error they are as they were.
+    pub async fn set_routes(
+        &mut self,
+        wanted: BTreeMap<IpPrefix, u32>,
+    ) -> Result<(), NetlinkError> {
+        let old = self.routes.clone();
+        if let Err(error) = self.change_routes(&wanted).await {
+            if let Err(error) = self.change_routes(&old).await {
+                warn!("cannot restore the routes: {error}");
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// New ones first: a packet for them meets the tunnels, not the default route.
+    async fn change_routes(
+        &mut self,
+        wanted: &BTreeMap<IpPrefix, u32>,
+    ) -> Result<(), NetlinkError> {
+        for (prefix, metric) in wanted {
+            if self.routes.get(prefix) != Some(metric) {
+                self.installed
+                    .add_route(*prefix, self.link, *metric)
+                    .await?;
+                if let Some(old) = self.routes.insert(*prefix, *metric) {
+                    self.installed.remove_route(*prefix, self.link, old).await?;
+                }
+            }
+        }
+        let stale: Vec<_> = self
+            .routes
+            .iter()
+            .filter(|(prefix, _)| !wanted.contains_key(prefix))
+            .map(|(prefix, metric)| (*prefix, *metric))
+            .collect();
+        for (prefix, metric) in stale {
+            self.installed
+                .remove_route(prefix, self.link, metric)
+                .await?;
+            self.routes.remove(&prefix);
+        }
+        Ok(())
+    }
+
+    /// The routes that the kernel has from us, with their metrics.
+    pub fn routes(&self) -> &BTreeMap<IpPrefix, u32> {
+        &self.routes
+    }
+
+    /// Takes everything back.
+    pub async fn tear_down(mut self) {
+        for error in self.installed.remove_all().await {
+            warn!("left behind: {error}");
+        }
+    }
+}
+
+/// The interface's MTU: as configured, or the largest that leaves ESP unfragmented on the way to every peer
+/// whose address is known.
+pub async fn inner_mtu(netlink: &Netlink, config: &Config) -> u32 {
+    if let Mtu::Bytes(bytes) = config.interface.mtu {
+        return bytes.into();
+    }
+    let mut mtu = u32::MAX;
+    for path in paths(config) {
+        let outer = match netlink.route_mtu_to(path.remote()).await {
+            _ if path.remote().is_loopback() => USUAL_MTU, // stands for an unknown address
+            Ok(outer) => outer,
+            Err(error) => {
+                info!(
+                    "the MTU towards {} is taken to be {USUAL_MTU}: {error}",
+                    path.remote()
+                );
+                USUAL_MTU
+            }
+        };
+        // All suites need the same room.
+        let inner = max_inner_bytes(outer as usize, &path, AeadSuite::Aes128Gcm16);
+        mtu = mtu.min(inner as u32);
+    }
+    if mtu == u32::MAX {
+        USUAL_MTU
+    } else {
+        mtu.max(576)
+    }
+}
+
+/// The way to each peer; where the address is not known yet, one over IPv6, which costs most.
+fn paths(config: &Config) -> Vec<OuterPath> {
+    let unknown = IpAddr::V6(Ipv6Addr::LOCALHOST);
+    let port = config.listen.port();
+    let encap = Some(UdpEncap {
+        local_port: port,
+        remote_port: port,
+    });
+    let peers = config.peers.iter().filter_map(|peer| {
+        let remote = match &peer.endpoint {
+            Some(Endpoint::Address(address)) => address.ip(),
+            _ if config.listen.is_ipv4() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+            _ => unknown,
+        };
+        let local = match remote {
+            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        };
+        OuterPath::new(local, remote, encap).ok()
+    });
+    peers
+        .chain(config.static_sas.iter().map(|sa| sa.path))
+        .collect()
+}

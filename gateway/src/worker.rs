@@ -1,0 +1,451 @@
+//! One core's share of the work, run to completion: no async, no lock, no allocation for a packet
+//! that passes.
+//!
+//! ```text
+//!          ┌──────────────────────────── one turn ────────────────────────────┐
+//!          │ 1 one snapshot of the tables; if it is new, held packets go first│
+//!   inner ─┼▶ 2 receive ▶ 3 Outbound::process ▶ 4 hold ▶ 5 transmit ──────────┼▶ outer
+//!   inner ◀┼─ 5 transmit ◀ 4 control ◀ 3 Inbound::process ◀ 2 receive ────────┼─ outer
+//!          │ 6 events and drops to the control side                           │
+//!          └──────────────────────────────────────────────────────────────────┘
+//!            nothing to do: sleep until a descriptor is readable, a waker rings,
+//!            or a held packet gets too old
+//! ```
+//!
+//! A turn moves at most one batch each way, so neither direction starves the other.
+
+use crate::{
+    hold::{HoldLimits, HoldQueue},
+    io::{Driver, Traffic, Waker, wait},
+};
+use arc_swap::ArcSwap;
+use arrayvec::ArrayVec;
+use esplane_api::{DropReason, SaEvent};
+use esplane_dataplane::{Batch, Inbound, Outbound, Outer, Report, Tables, Verdict};
+use std::{
+    io,
+    net::SocketAddr,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+use tokio::sync::mpsc;
+
+mod counters;
+pub use counters::{WorkerCounters, WorkerSnapshot};
+
+/// All that one worker needs.
+pub struct WorkerSetup {
+    /// Its number, from 0.
+    pub index: usize,
+    /// The private side.
+    pub inner: Box<dyn Driver>,
+    /// The public side.
+    pub outer: Box<dyn Driver>,
+    /// Where the control side publishes its snapshots; [`WorkerHandle::wake`] after each.
+    pub tables: Arc<ArcSwap<Tables>>,
+    /// Messages to the control side.
+    pub control: ControlSender,
+    /// What it counts.
+    pub counters: Arc<WorkerCounters>,
+    /// The core to stay on, if any.
+    pub pin_to_core: Option<usize>,
+    /// Packets in one batch.
+    pub batch_packets: usize,
+    /// Bytes of one frame: [`crate::io::frame_bytes`] of the inner interface's MTU.
+    pub frame_bytes: usize,
+    /// What may wait for an SA.
+    pub hold: HoldLimits,
+}
+
+/// Packets in a batch, where nothing else is asked for.
+pub const BATCH_PACKETS: usize = 128;
+
+/// Where workers send their messages. Bounded: a worker never waits for the control side.
+pub type ControlSender = mpsc::Sender<ToControl>;
+
+/// What a worker tells the control side.
+#[derive(Debug)]
+pub enum ToControl {
+    /// A control message from behind the non-ESP marker.
+    Datagram {
+        /// Its sender.
+        from: SocketAddr,
+        /// The message without the marker.
+        data: Vec<u8>,
+    },
+    /// Something the control planes want to know.
+    Event(SaEvent),
+    /// A worker has ended without having been told to. Its packets go nowhere: restart, or exit.
+    WorkerFailed {
+        /// Which one.
+        worker: usize,
+        /// Why.
+        error: WorkerError,
+    },
+}
+
+/// Why a worker has ended.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The private interface is gone.
+    #[error("the inner interface yields nothing any more: {0}")]
+    Inner(Arc<io::Error>),
+    /// The sockets are gone.
+    #[error("the outer sockets yield nothing any more: {0}")]
+    Outer(Arc<io::Error>),
+    /// It cannot sleep.
+    #[error("cannot wait for packets: {0}")]
+    Poll(Arc<io::Error>),
+    /// A bug of ours.
+    #[error("a bug: the worker panicked: {0}")]
+    Panicked(String),
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct WorkerHandle {
+    index: usize,
+    waker: Waker,
+    stop: Arc<AtomicBool>,
+    thread: thread::JoinHandle<Result<(), WorkerError>>,
+}
+
+/// Starts a worker on a thread of its own.
+pub fn spawn(setup: WorkerSetup) -> io::Result<WorkerHandle> {
+    let (index, waker, stop) = (setup.index, Waker::new()?, Arc::new(AtomicBool::new(false)));
+    let (control, core) = (setup.control.clone(), setup.pin_to_core);
+    let worker = Worker::new(setup, waker.clone(), stop.clone());
+    let thread = thread::Builder::new()
+        .name(format!("esplane-w{index}"))
+        .spawn(move || {
+            pin(core);
+            let result = catch_unwind(AssertUnwindSafe(|| worker.run()))
+                .unwrap_or_else(|panic| Err(WorkerError::Panicked(panic_text(&*panic))));
+            if let Err(error) = &result {
+                report_failure(&control, index, error);
+            }
+            result
+        })?;
+    Ok(WorkerHandle {
+        index,
+        waker,
+        stop,
+        thread,
+    })
+}
+
+impl WorkerHandle {
+    /// Its number.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Call it after the tables have changed: packets may be held for the new ones.
+    pub fn wake(&self) {
+        self.waker.wake();
+    }
+
+    /// Tells it to end once it has carried what has already arrived. Does not wait.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Whether it has ended, told to or not.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Waits until it has ended; its drivers are closed then.
+    pub fn join(self) -> Result<(), WorkerError> {
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| Err(WorkerError::Panicked(panic_text(&*panic))))
+    }
+}
+
+/// Turns that a worker told to stop still makes, at most.
+const DRAIN_TURNS: usize = 64;
+/// How soon to try again what the control side had no room for.
+const EVENT_RETRY: Duration = Duration::from_millis(10);
+/// How long to stay quiet about an event just told.
+const EVENT_QUIET: Duration = Duration::from_millis(100);
+/// The pause where a descriptor cries trouble but receiving finds none.
+const TROUBLE_PAUSE: Duration = Duration::from_millis(10);
+
+struct Worker {
+    inner: Box<dyn Driver>,
+    outer: Box<dyn Driver>,
+    tables: Arc<ArcSwap<Tables>>,
+    /// The snapshot that held packets were last tried with.
+    tried: Arc<Tables>,
+    control: ControlSender,
+    counters: Arc<WorkerCounters>,
+    waker: Waker,
+    stop: Arc<AtomicBool>,
+    batch: Batch,
+    outbound: Outbound,
+    inbound: Inbound,
+    held: HoldQueue,
+    report: Report,
+    told: RecentEvents,
+    started: Instant,
+}
+
+impl Worker {
+    fn new(setup: WorkerSetup, waker: Waker, stop: Arc<AtomicBool>) -> Self {
+        Self {
+            inner: setup.inner,
+            outer: setup.outer,
+            tried: setup.tables.load_full(),
+            tables: setup.tables,
+            control: setup.control,
+            counters: setup.counters,
+            waker,
+            stop,
+            batch: Batch::new(setup.batch_packets, setup.frame_bytes),
+            outbound: Outbound::new(setup.batch_packets),
+            inbound: Inbound::new(setup.batch_packets),
+            held: HoldQueue::new(setup.hold),
+            report: Report::new(),
+            told: RecentEvents::default(),
+            started: Instant::now(),
+        }
+    }
+
+    fn run(mut self) -> Result<(), WorkerError> {
+        while !self.stop.load(Ordering::Acquire) {
+            if !self.turn()? {
+                self.sleep()?;
+            }
+        }
+        for _ in 0..DRAIN_TURNS {
+            if !self.turn()? {
+                break;
+            }
+        }
+        let still_held = self.held.take_all().count() as u64;
+        self.report.drops.add(DropReason::HoldTimeout, still_held);
+        self.tell(self.started.elapsed());
+        Ok(())
+    }
+
+    /// One batch each way. Answers whether there was any work.
+    fn turn(&mut self) -> Result<bool, WorkerError> {
+        let now = self.started.elapsed();
+        // 1. One snapshot for the whole turn, so that a released packet and a newer one meet the same SA.
+        let tables = self.tables.load();
+        if !Arc::ptr_eq(&tables, &self.tried) {
+            self.tried = Arc::clone(&tables);
+            self.release_held(&tables);
+        }
+        self.held.expire(now, &mut self.report.drops);
+        let sent = self.turn_outbound(&tables, now);
+        let received = self.turn_inbound(&tables);
+        self.tell(now);
+        Ok(sent.map_err(|error| WorkerError::Inner(error.into()))?
+            | received.map_err(|error| WorkerError::Outer(error.into()))?)
+    }
+
+    fn turn_outbound(&mut self, tables: &Tables, now: Duration) -> io::Result<bool> {
+        // 2. Receive.
+        self.batch.clear();
+        self.inner
+            .receive(&mut self.batch, &mut self.report.drops)?;
+        if self.batch.is_empty() {
+            return Ok(false);
+        }
+        self.counters.from_inner(traffic(&self.batch));
+        // 3. Clear to ESP.
+        self.outbound
+            .process(tables, &mut self.batch, &mut self.report);
+        // 4. Hold what has no SA yet.
+        for (index, packet) in self.batch.packets().iter().enumerate() {
+            match packet.verdict {
+                Verdict::Hold(tunnel) => {
+                    let data = self.batch.data(index);
+                    self.held.push(now, tunnel, data, &mut self.report.drops);
+                }
+                Verdict::Bypass => self.report.count_drop(DropReason::BypassUnavailable),
+                Verdict::Pending | Verdict::Forward | Verdict::Control | Verdict::Drop(_) => {}
+            }
+        }
+        // 5. Transmit.
+        let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
+        self.counters.to_outer(sent);
+        Ok(true)
+    }
+
+    fn turn_inbound(&mut self, tables: &Tables) -> io::Result<bool> {
+        // 2. Receive.
+        self.batch.clear();
+        self.outer
+            .receive(&mut self.batch, &mut self.report.drops)?;
+        if self.batch.is_empty() {
+            return Ok(false);
+        }
+        self.counters.from_outer(traffic(&self.batch));
+        // 3. ESP to clear.
+        self.inbound
+            .process(tables, &mut self.batch, &mut self.report);
+        // 4. Control messages go to the control side; few, so they may be copied.
+        for (index, packet) in self.batch.packets().iter().enumerate() {
+            if packet.verdict == Verdict::Control {
+                let message = ToControl::Datagram {
+                    from: packet.outer.remote,
+                    data: self.batch.data(index).to_vec(),
+                };
+                if self.control.try_send(message).is_err() {
+                    self.report.count_drop(DropReason::ControlQueueFull);
+                }
+            }
+        }
+        // 5. Transmit.
+        let sent = self.inner.transmit(&self.batch, &mut self.report.drops);
+        self.counters.to_inner(sent);
+        Ok(true)
+    }
+
+    /// Tries every held packet with new tables, oldest first; what must wait on keeps its age.
+    fn release_held(&mut self, tables: &Tables) {
+        let mut waiting = self.held.take_all().peekable();
+        while waiting.peek().is_some() {
+            let mut since: ArrayVec<Duration, RELEASE_PACKETS> = ArrayVec::new();
+            self.batch.clear();
+            while !since.is_full()
+                && !self.batch.is_full()
+                && let Some(packet) = waiting.next()
+            {
+                if self.batch.push(&packet.data, Outer::NONE) {
+                    since.push(packet.since);
+                } else {
+                    self.report.count_drop(DropReason::InnerTooBig);
+                }
+            }
+            self.outbound
+                .process(tables, &mut self.batch, &mut self.report);
+            for (index, packet) in self.batch.packets().iter().enumerate() {
+                match packet.verdict {
+                    Verdict::Hold(tunnel) => {
+                        let data = self.batch.data(index);
+                        self.held
+                            .push(since[index], tunnel, data, &mut self.report.drops);
+                    }
+                    Verdict::Bypass => self.report.count_drop(DropReason::BypassUnavailable),
+                    Verdict::Pending | Verdict::Forward | Verdict::Control | Verdict::Drop(_) => {}
+                }
+            }
+            let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
+            self.counters.to_outer(sent);
+        }
+    }
+
+    /// 6. Events and drops to the control side. An event that finds no room is kept for the next turn.
+    fn tell(&mut self, now: Duration) {
+        self.counters.dropped(&self.report.drops);
+        self.counters.holding(self.held.len());
+        let events: ArrayVec<SaEvent, 64> = self.report.events().iter().copied().take(64).collect();
+        self.report.clear();
+        for event in events {
+            if self.told.is_news(now, event) {
+                match self.control.try_send(ToControl::Event(event)) {
+                    Ok(()) => self.told.remember(now, event),
+                    Err(_) => self.report.raise(event),
+                }
+            }
+        }
+    }
+
+    fn sleep(&mut self) -> Result<(), WorkerError> {
+        let now = self.started.elapsed();
+        let until_expiry = self.held.next_expiry().map(|at| at.saturating_sub(now));
+        let until_retry = (!self.report.events().is_empty()).then_some(EVENT_RETRY);
+        let timeout = until_expiry.into_iter().chain(until_retry).min();
+        let descriptors = [self.inner.poll_descriptors(), self.outer.poll_descriptors()];
+        let woken = wait(&self.waker, &descriptors, timeout)
+            .map_err(|error| WorkerError::Poll(error.into()))?;
+        self.counters.slept();
+        if woken.by_waker {
+            self.waker.clear();
+        }
+        if woken.by_error && !woken.by_driver {
+            thread::sleep(TROUBLE_PAUSE);
+        }
+        Ok(())
+    }
+}
+
+/// Held packets tried at once.
+const RELEASE_PACKETS: usize = 64;
+
+/// Events told a moment ago: the dataplane raises one with every batch while its cause lasts.
+#[derive(Default)]
+struct RecentEvents(ArrayVec<(Duration, SaEvent), 32>);
+
+impl RecentEvents {
+    fn is_news(&mut self, now: Duration, event: SaEvent) -> bool {
+        self.0.retain(|(told, _)| now < *told + EVENT_QUIET);
+        !self
+            .0
+            .iter()
+            .any(|(_, known)| without_figures(*known) == without_figures(event))
+    }
+
+    fn remember(&mut self, now: Duration, event: SaEvent) {
+        // Without room it may be told once too often; no harm.
+        let _ = self.0.try_push((now, event));
+    }
+}
+
+fn without_figures(event: SaEvent) -> SaEvent {
+    match event {
+        SaEvent::SequenceLow { sa, .. } => SaEvent::SequenceLow { sa, next: 0 },
+        other => other,
+    }
+}
+
+fn traffic(batch: &Batch) -> Traffic {
+    let mut traffic = Traffic::default();
+    for packet in batch.packets() {
+        traffic.add(packet.data_bytes());
+    }
+    traffic
+}
+
+fn pin(core: Option<usize>) {
+    let Some(core) = core else { return };
+    let mut cores = rustix::thread::CpuSet::new();
+    cores.set(core);
+    if let Err(error) = rustix::thread::sched_setaffinity(None, &cores) {
+        tracing::warn!(core, %error, "cannot pin the worker to its core; it will wander");
+    }
+}
+
+/// Tells the control side even if its queue is full for a moment.
+fn report_failure(control: &ControlSender, worker: usize, error: &WorkerError) {
+    tracing::error!(worker, %error, "worker failed");
+    let mut message = ToControl::WorkerFailed {
+        worker,
+        error: error.clone(),
+    };
+    for _ in 0..100 {
+        match control.try_send(message) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => return,
+            Err(mpsc::error::TrySendError::Full(back)) => message = back,
+        }
+        thread::sleep(EVENT_RETRY);
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no text".to_owned())
+}
