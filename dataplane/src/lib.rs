@@ -1,11 +1,18 @@
 //! Pure ESP: batches of packets in, batches of packets out. No I/O, no clock.
 pub mod aead;
 pub mod batch;
+pub mod esp;
 mod inbound;
 mod outbound;
+pub mod replay;
 mod report;
+pub mod sad;
+pub mod sequence;
+pub mod spd;
 mod tables;
 mod tunnel;
+pub mod usage;
+pub mod wire;
 
 pub use aead::{Aead, AeadKey};
 pub use batch::{Batch, HEADROOM_BYTES, Outer, PacketBuf, TAILROOM_BYTES, Verdict};

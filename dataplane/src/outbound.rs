@@ -1,32 +1,280 @@
-//! Outbound: clear packets in, ESP out.
-use crate::{Batch, Report, Tables, Verdict};
-use esplane_api::{DropReason, TunnelId};
+//! Outbound: clear packets in, ESP out. Steps 3 to 7 of a packet's path.
+
+use crate::{
+    Batch, OuterHeaders, PacketBuf, Report, Verdict,
+    aead::Job,
+    batch::Outer,
+    esp::encap,
+    spd::Decision,
+    tables::{Sender, Tables, Tunnel},
+    wire::{Flow, protocol},
+};
+use arrayvec::ArrayVec;
+use esplane_api::{DropReason, SaEvent, TunnelId};
+use std::{ptr, sync::atomic::Ordering::Relaxed};
+
+/// Packets that go through the steps together, at most: bounds what lies on the stack.
+pub(crate) const CHUNK_PACKETS: usize = 64;
 
 /// One worker's outbound side.
-pub struct Outbound {}
+#[derive(Debug)]
+pub struct Outbound {
+    chunk_packets: usize,
+}
+
+/// A packet on its way into a tunnel.
+struct Leaving<'t> {
+    /// Its place in the chunk.
+    at: usize,
+    tunnel: &'t Tunnel,
+    sender: &'t Sender,
+    payload_bytes: usize,
+    next_header: u8,
+}
+
+/// A packet that waits for the AEAD, beside its job.
+struct Numbered<'t> {
+    at: usize,
+    sender: &'t Sender,
+    number: u64,
+}
+
+/// What becomes of a packet by its flow alone; kept for the next packet of the same flow.
+#[derive(Clone, Copy)]
+enum Route<'t> {
+    Send(&'t Tunnel, &'t Sender),
+    Other(Verdict),
+}
+
+type Chunk<T> = ArrayVec<T, CHUNK_PACKETS>;
 
 impl Outbound {
-    /// For batches of up to `capacity` packets.
-    pub fn new(_capacity: usize) -> Self {
-        Self {}
-    }
-
-    /// Sets every packet's verdict.
-    pub fn process(&mut self, _tables: &Tables, batch: &mut Batch, report: &mut Report) {
-        for packet in batch.packets_mut() {
-            packet.verdict = Verdict::Drop(DropReason::NoPolicy);
-            report.count_drop(DropReason::NoPolicy);
+    /// Takes up to `capacity` packets (and at most 64) through the steps at once.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            chunk_packets: capacity.clamp(1, CHUNK_PACKETS),
         }
     }
 
-    /// Pushes one sealed dummy packet (next header 59).
+    /// Decides over every packet whose verdict is pending: it is sealed in place and goes on, is held until its tunnel
+    /// has an SA, passes in clear, or is dropped and counted. Data starts at the inner IP header.
+    pub fn process(&mut self, tables: &Tables, batch: &mut Batch, report: &mut Report) {
+        let (arena, packets) = batch.parts_mut();
+        for chunk in packets.chunks_mut(self.chunk_packets) {
+            // 3, 4: classify, look up
+            let leaving = classify(tables, arena, chunk, report);
+            // 5: sequence; 6: crypt; 7: finish
+            seal(tables, arena, chunk, &leaving, report);
+        }
+    }
+
+    /// Pushes one sealed dummy packet (RFC 4303 §2.6) of the tunnel's SA, ready to be sent. `false`
+    /// if the tunnel has none that can send, or the batch has no room.
     pub fn dummy(
         &mut self,
-        _tables: &Tables,
-        _tunnel: TunnelId,
-        _batch: &mut Batch,
-        _report: &mut Report,
+        tables: &Tables,
+        tunnel: TunnelId,
+        batch: &mut Batch,
+        report: &mut Report,
     ) -> bool {
-        false
+        let Some(tunnel) = tables.tunnel_by_id(tunnel) else {
+            return false;
+        };
+        let Some(sender) = &tunnel.sender else {
+            report.raise(SaEvent::SaNeeded { tunnel: tunnel.id });
+            return false;
+        };
+        if !batch.push(&[], Outer::NONE) {
+            return false;
+        }
+        let (arena, packets) = batch.parts_mut();
+        let Some(packet) = packets.last_mut() else {
+            return false;
+        };
+        packet.outer = sender.header.outer(0, false);
+        let leaving = Leaving {
+            at: 0,
+            tunnel,
+            sender,
+            payload_bytes: 0,
+            next_header: protocol::NO_NEXT_HEADER,
+        };
+        let chunk = std::slice::from_mut(packet);
+        seal(tables, arena, chunk, &[leaving], report);
+        packet.verdict == Verdict::Forward
     }
+}
+
+/// Steps 3 and 4: which packets leave, in which tunnel. All others get their verdict here.
+fn classify<'t>(
+    tables: &'t Tables,
+    arena: &[u8],
+    chunk: &mut [PacketBuf],
+    report: &mut Report,
+) -> Chunk<Leaving<'t>> {
+    let mut leaving = Chunk::new();
+    let mut last: Option<(Flow, Route<'t>)> = None;
+    for (at, packet) in chunk.iter_mut().enumerate() {
+        if packet.verdict != Verdict::Pending {
+            continue;
+        }
+        let Some(flow) = arena.get(packet.data_range()).and_then(Flow::parse) else {
+            drop_packet(packet, DropReason::InnerMalformed, report);
+            continue;
+        };
+        // Runs of one flow are looked up once.
+        let route = match last {
+            Some((known, route)) if known.same_flow(&flow) => route,
+            _ => route(tables, &flow),
+        };
+        last = Some((flow, route));
+        match route {
+            Route::Send(tunnel, sender) => {
+                let fits = sender.header.can_carry(flow.total_bytes)
+                    && encap::has_room(packet, flow.total_bytes, sender.header.bytes());
+                if !fits {
+                    drop_packet(packet, DropReason::InnerTooBig, report);
+                    continue;
+                }
+                packet.outer = sender.header.outer(flow.tos, flow.df);
+                leaving.push(Leaving {
+                    at,
+                    tunnel,
+                    sender,
+                    payload_bytes: flow.total_bytes,
+                    next_header: flow.next_header(),
+                });
+            }
+            Route::Other(Verdict::Drop(reason)) => drop_packet(packet, reason, report),
+            Route::Other(verdict) => {
+                packet.verdict = verdict;
+                if let Verdict::Hold(tunnel) = verdict {
+                    report.raise(SaEvent::SaNeeded { tunnel });
+                }
+            }
+        }
+    }
+    leaving
+}
+
+fn route<'t>(tables: &'t Tables, flow: &Flow) -> Route<'t> {
+    let drop = |reason| Route::Other(Verdict::Drop(reason));
+    match tables.spd.decide(flow) {
+        // RFC 4301 §5.1: no policy is discard.
+        None => drop(DropReason::NoPolicy),
+        Some(Decision::Discard) => drop(DropReason::PolicyDiscard),
+        Some(Decision::Bypass) => Route::Other(Verdict::Bypass),
+        Some(Decision::Protect(slot)) => match tables.tunnel(slot) {
+            None => drop(DropReason::NoPolicy), // cannot be: both come from one snapshot
+            Some(tunnel) => match &tunnel.sender {
+                Some(sender) => Route::Send(tunnel, sender),
+                None => Route::Other(Verdict::Hold(tunnel.id)),
+            },
+        },
+    }
+}
+
+/// Steps 5 to 7 for all packets of a chunk that leave.
+fn seal(
+    tables: &Tables,
+    arena: &mut [u8],
+    chunk: &mut [PacketBuf],
+    leaving: &[Leaving<'_>],
+    report: &mut Report,
+) {
+    // 5: numbers and lifetimes, once per run of packets with one SA
+    let mut numbered = Chunk::new();
+    let mut jobs = Chunk::new();
+    for run in leaving.chunk_by(|a, b| ptr::eq(a.sender, b.sender)) {
+        number(arena, chunk, run, &mut numbered, &mut jobs, report);
+    }
+    // 6: the whole chunk in one call
+    tables.aead.seal(arena, &mut jobs);
+    // 7: outer headers
+    for (numbered, job) in numbered.iter().zip(&jobs) {
+        let packet = &mut chunk[numbered.at];
+        let written = tables.settings.outer_headers == OuterHeaders::ByKernel
+            || numbered.sender.header.write(arena, packet, numbered.number);
+        if job.ok && written {
+            packet.verdict = Verdict::Forward;
+        } else {
+            drop_packet(packet, DropReason::InnerTooBig, report); // cannot be: room was checked
+        }
+    }
+}
+
+/// Step 5 for one run, and all of step 6 that is not the AEAD's.
+fn number<'t>(
+    arena: &mut [u8],
+    chunk: &mut [PacketBuf],
+    run: &[Leaving<'t>],
+    numbered: &mut Chunk<Numbered<'t>>,
+    jobs: &mut Chunk<Job<'t>>,
+    report: &mut Report,
+) {
+    let Some(Leaving { tunnel, sender, .. }) = run.first() else {
+        return;
+    };
+    let sa = &sender.sa;
+    let within_lifetime = sa
+        .usage
+        .room_for(run.iter().map(|packet| packet.payload_bytes));
+    let numbers = sa.sequence.reserve(within_lifetime as u32);
+    let sent = (numbers.end - numbers.start) as usize;
+
+    for (packet, number) in run.iter().zip(numbers) {
+        let buf = &mut chunk[packet.at];
+        match encap::encap(
+            arena,
+            buf,
+            sa,
+            number,
+            packet.payload_bytes,
+            packet.next_header,
+        ) {
+            Some(job) => {
+                jobs.push(job);
+                numbered.push(Numbered {
+                    at: packet.at,
+                    sender: packet.sender,
+                    number,
+                });
+            }
+            None => drop_packet(buf, DropReason::InnerTooBig, report), // cannot be: room was checked
+        }
+    }
+    for (place, packet) in run.iter().enumerate().skip(sent) {
+        let reason = if place < within_lifetime {
+            DropReason::SequenceExhausted
+        } else {
+            DropReason::OutboundLifetimeExpired
+        };
+        drop_packet(&mut chunk[packet.at], reason, report);
+    }
+
+    let carried = &run[..sent];
+    let bytes: usize = carried.iter().map(|packet| packet.payload_bytes).sum();
+    sa.usage.add(sent as u64, bytes as u64, |reached| {
+        report.raise(reached.event(sa.id));
+    });
+    let data = carried
+        .iter()
+        .filter(|packet| packet.next_header != protocol::NO_NEXT_HEADER);
+    let data_packets = data.count() as u64;
+    tunnel
+        .activity
+        .sent_data_packets
+        .fetch_add(data_packets, Relaxed);
+    if sa.sequence.is_low() {
+        let next = sa.sequence.next();
+        report.raise(SaEvent::SequenceLow { sa: sa.id, next });
+    }
+    if sent < within_lifetime && sa.sequence.is_exhausted() {
+        report.raise(SaEvent::SequenceExhausted { sa: sa.id });
+    }
+}
+
+fn drop_packet(packet: &mut PacketBuf, reason: DropReason, report: &mut Report) {
+    packet.verdict = Verdict::Drop(reason);
+    report.count_drop(reason);
 }

@@ -37,13 +37,15 @@ impl Report {
         self.drops = DropCounters::default();
     }
 
-    /// Adds an event. One with the same cause is replaced: the newer one knows more.
-    pub fn raise(&mut self, event: SaEvent) {
+    /// Adds an event. One with the same cause is replaced: the newer one knows more. `false` if
+    /// there was no room for it.
+    pub fn raise(&mut self, event: SaEvent) -> bool {
         // Newest first: under load the same event comes again and again.
         if let Some(known) = self.events.iter_mut().rev().find(|e| same_cause(e, &event)) {
             *known = event;
+            true
         } else {
-            let _full = self.events.try_push(event);
+            self.events.try_push(event).is_ok()
         }
     }
 

@@ -1,7 +1,35 @@
 //! SAD, SPD and tunnels: one writer, immutable snapshots for the workers.
-use crate::Aead;
-use esplane_api::*;
-use std::sync::Arc;
+//!
+//! ```text
+//!   control planes                                  workers
+//!     SaCommand… ──▶ TableWriter ──Arc<Tables>──▶ one snapshot per batch
+//!                     state.rs: what is installed     ├─ Spd      destination → tunnel
+//!                     checks, then changes a copy     ├─ tunnels  tunnel → sender (SA, outer header)
+//!                     publishes it as a whole         └─ Sad      SPI → inbound SA
+//! ```
+//!
+//! A snapshot never changes; what does change (counters, numbers, windows) are atomics inside the SAs, which all
+//! snapshots share. So a worker with an old snapshot and one with a new one still take numbers
+//! from the same counter.
+
+mod error;
+mod state;
+mod writer;
+
+pub use error::{CommandError, CommandProblem};
+pub use writer::TableWriter;
+
+use crate::{
+    aead::Aead,
+    sad::{OutboundSa, Sad},
+    spd::{Spd, TunnelSlot},
+    tunnel::OuterHeader,
+};
+use esplane_api::{TunnelActivity, TunnelId};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 /// How the dataplane hands over outer packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,85 +41,68 @@ pub struct Settings {
 /// Who writes and reads outer IP and UDP headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OuterHeaders {
-    /// The kernel, behind sockets: data starts at the ESP header (or, inbound, at the UDP payload); the rest is in `PacketBuf::outer`.
+    /// The kernel, behind sockets. Data starts at the ESP header or, inbound in UDP, at the UDP payload; all else
+    /// is in [`crate::PacketBuf::outer`].
     ByKernel,
-    /// The dataplane (AF_XDP, captures, simulations): data starts at the outer IP header.
+    /// The dataplane: AF_XDP, captures, simulations. Data starts at a complete outer IPv4 or IPv6 header (and
+    /// UDP), with the IPv4 header checksum; the UDP checksum is zero over IPv4 and computed over IPv6.
     Written,
 }
 
-/// Why a list of commands was refused as a whole.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("command {} of the list ({command}): {problem}", index + 1)]
-pub struct CommandError {
-    /// Its place in the list, from 0.
-    pub index: usize,
-    /// The command's name.
-    pub command: &'static str,
-    /// What is wrong with it.
-    pub problem: CommandProblem,
+/// What the workers see: one moment's SAD, SPD and tunnels.
+pub struct Tables {
+    pub(crate) settings: Settings,
+    pub(crate) aead: Aead,
+    pub(crate) sad: Sad,
+    pub(crate) spd: Arc<Spd>,
+    /// In the order of their numbers.
+    tunnels: Vec<Arc<Tunnel>>,
 }
 
-/// What is wrong with a command.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum CommandProblem {
-    /// Define it first.
-    #[error("tunnel {0} is not defined; define it first")]
-    UnknownTunnel(TunnelId),
+impl Tables {
+    #[inline]
+    pub(crate) fn tunnel(&self, slot: TunnelSlot) -> Option<&Tunnel> {
+        self.tunnels.get(slot.0 as usize).map(|tunnel| &**tunnel)
+    }
+
+    pub(crate) fn tunnel_by_id(&self, id: TunnelId) -> Option<&Tunnel> {
+        let slot = self.tunnels.binary_search_by_key(&id, |tunnel| tunnel.id);
+        slot.ok()
+            .and_then(|slot| self.tunnel(TunnelSlot(slot as u32)))
+    }
 }
 
-/// The control side: the only one that changes SAD, SPD and tunnels.
-pub struct TableWriter {
-    _settings: Settings,
-    _aead: Aead,
-    tables: Arc<Tables>,
+/// One tunnel as workers see it.
+pub(crate) struct Tunnel {
+    pub id: TunnelId,
+    pub roaming: bool,
+    pub activity: Arc<Activity>,
+    /// What sends; without it packets are held.
+    pub sender: Option<Sender>,
 }
 
-/// What the workers see.
-pub struct Tables {}
+/// An outbound SA and where it sends to.
+#[derive(Clone)]
+pub(crate) struct Sender {
+    pub sa: Arc<OutboundSa>,
+    pub header: OuterHeader,
+}
 
-impl TableWriter {
-    /// Without any tunnel.
-    pub fn new(settings: Settings, aead: Aead) -> Self {
-        Self {
-            _settings: settings,
-            _aead: aead,
-            tables: Arc::new(Tables {}),
+/// What a tunnel has carried over all its SAs.
+#[derive(Debug, Default)]
+pub(crate) struct Activity {
+    pub sent_data_packets: AtomicU64,
+    pub received_data_packets: AtomicU64,
+    pub received_packets: AtomicU64,
+}
+
+impl Activity {
+    fn read(&self, tunnel: TunnelId) -> TunnelActivity {
+        TunnelActivity {
+            tunnel,
+            sent_data_packets: self.sent_data_packets.load(Relaxed),
+            received_data_packets: self.received_data_packets.load(Relaxed),
+            received_packets: self.received_packets.load(Relaxed),
         }
-    }
-
-    /// Carries out all commands, or none.
-    pub fn apply(&mut self, _now: Now, _commands: Vec<SaCommand>) -> Result<(), CommandError> {
-        Ok(())
-    }
-
-    /// The newest snapshot.
-    pub fn tables(&self) -> Arc<Tables> {
-        self.tables.clone()
-    }
-
-    /// Ends what has lived its seconds.
-    pub fn tick(&mut self, _now: Now) -> Vec<SaEvent> {
-        Vec::new()
-    }
-
-    /// Every SA.
-    pub fn sas(&self) -> Vec<SaStatus> {
-        Vec::new()
-    }
-
-    /// Every tunnel.
-    pub fn tunnels(&self) -> Vec<TunnelStatus> {
-        Vec::new()
-    }
-
-    /// What every tunnel has carried.
-    pub fn activity(&self) -> Vec<TunnelActivity> {
-        Vec::new()
-    }
-
-    /// Whether an inbound SA has this SPI.
-    pub fn uses_inbound_spi(&self, _spi: Spi) -> bool {
-        false
     }
 }

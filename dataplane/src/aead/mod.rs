@@ -21,7 +21,7 @@
 mod chacha;
 mod portable;
 
-use esplane_api::AeadSuite;
+use esplane_api::{AeadSuite, KeyMaterial};
 use std::{fmt, ops::Range};
 
 /// Bytes of a nonce: 4 of salt, 8 of IV (RFC 4106 §4, RFC 7634 §2).
@@ -157,6 +157,12 @@ impl AeadKey {
         expanded
             .map(|expanded| Self { suite, expanded })
             .ok_or(wrong_length)
+    }
+
+    /// Expands the key of an SA.
+    pub fn from_material(aead: Aead, material: &KeyMaterial) -> Self {
+        Self::new(aead, material.suite(), material.dangerous_key())
+            .expect("key material has its suite's length by construction")
     }
 
     /// Which AEAD it is for.

@@ -1,0 +1,170 @@
+//! Step 4, inbound: SPI to SA; and what a live SA of either direction consists of.
+//!
+//! Everything here is shared by all workers and never locked: what changes is an atomic, all else
+//! is fixed when the SA is installed.
+
+use crate::{
+    AeadKey, replay::ReplayWindow, sequence::SequenceCounter, spd::TunnelSlot, usage::Usage,
+};
+use esplane_api::{Esn, SaEvent, SaId, SaStatistics, SelectorPair};
+use std::{
+    collections::HashMap,
+    hash::{BuildHasherDefault, Hasher},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
+};
+
+/// Failed packets in a row after which an SA with extended numbers tries further high halves.
+const RESYNCHRONISE_AFTER: u32 = 64;
+
+/// An SA that sends.
+#[derive(Debug)]
+pub struct OutboundSa {
+    /// Its name.
+    pub id: SaId,
+    /// Its expanded key.
+    pub key: AeadKey,
+    /// The first four bytes of every nonce.
+    pub salt: [u8; 4],
+    /// Its numbers. They belong to the key: an SA installed again with the same key shares them.
+    pub sequence: Arc<SequenceCounter>,
+    /// What it has carried.
+    pub usage: Usage,
+}
+
+impl OutboundSa {
+    /// What it has done.
+    pub fn statistics(&self) -> SaStatistics {
+        SaStatistics {
+            packets: self.usage.packets(),
+            bytes: self.usage.bytes(),
+            ..SaStatistics::default()
+        }
+    }
+}
+
+/// An SA that receives. It owns a window.
+#[derive(Debug)]
+pub struct InboundSa {
+    /// Its name.
+    pub id: SaId,
+    /// Its expanded key.
+    pub key: AeadKey,
+    /// The first four bytes of every nonce.
+    pub salt: [u8; 4],
+    /// Whether its numbers have 64 bits.
+    pub esn: Esn,
+    /// Which numbers have come. It belongs to the key, as an outbound SA's numbers do.
+    pub window: Arc<ReplayWindow>,
+    /// Whether its packets come in UDP.
+    pub in_udp: bool,
+    /// What its packets may carry.
+    pub selectors: Box<[SelectorPair]>,
+    /// What it has carried.
+    pub usage: Usage,
+    /// Packets with a wrong ICV.
+    pub authentication_failures: AtomicU64,
+    /// Packets refused by the window.
+    pub replays: AtomicU64,
+    /// Wrong ICVs since the last right one.
+    pub failures_in_a_row: AtomicU32,
+    /// Whether the first authentic packet has been told.
+    pub first_told: AtomicBool,
+}
+
+impl InboundSa {
+    /// What it has done.
+    pub fn statistics(&self) -> SaStatistics {
+        SaStatistics {
+            packets: self.usage.packets(),
+            bytes: self.usage.bytes(),
+            authentication_failures: self.authentication_failures.load(Relaxed),
+            replays: self.replays.load(Relaxed),
+        }
+    }
+
+    /// Notes a wrong ICV. Nothing but statistics and the right to try resynchronisation follow from it.
+    pub fn note_failure(&self) {
+        self.authentication_failures.fetch_add(1, Relaxed);
+        if self.failures_in_a_row.load(Relaxed) < RESYNCHRONISE_AFTER {
+            self.failures_in_a_row.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Notes an authentic packet; the first one is told through `raise`, which answers whether it could be told.
+    pub fn note_authentic(&self, raise: impl FnOnce(SaEvent) -> bool) {
+        // Load first: a store per packet would send the cache line back and forth between workers.
+        if self.failures_in_a_row.load(Relaxed) != 0 {
+            self.failures_in_a_row.store(0, Relaxed);
+        }
+        if !self.first_told.load(Relaxed)
+            && !self.first_told.swap(true, Relaxed)
+            && !raise(SaEvent::FirstReceived { sa: self.id })
+        {
+            self.first_told.store(false, Relaxed); // the next packet tells
+        }
+    }
+
+    /// Whether so many packets have failed in a row that the high half may have been lost
+    /// (RFC 4303 Appendix A3).
+    pub fn may_be_out_of_step(&self) -> bool {
+        self.esn == Esn::On && self.failures_in_a_row.load(Relaxed) >= RESYNCHRONISE_AFTER
+    }
+}
+
+/// The Security Association Database: what receives, by SPI. Immutable.
+#[derive(Default)]
+pub struct Sad {
+    by_spi: HashMap<u32, InboundEntry, BuildHasherDefault<SpiHasher>>,
+}
+
+/// One inbound SA and the place of its tunnel.
+pub struct InboundEntry {
+    /// The SA.
+    pub sa: Arc<InboundSa>,
+    /// Its tunnel.
+    pub tunnel: TunnelSlot,
+}
+
+impl Sad {
+    /// From all inbound SAs.
+    pub fn new(entries: impl IntoIterator<Item = InboundEntry>) -> Self {
+        let by_spi = entries
+            .into_iter()
+            .map(|entry| (entry.sa.id.spi.get(), entry));
+        Self {
+            by_spi: by_spi.collect(),
+        }
+    }
+
+    /// The SA with this SPI.
+    #[inline]
+    pub fn find(&self, spi: u32) -> Option<&InboundEntry> {
+        self.by_spi.get(&spi)
+    }
+}
+
+/// One multiplication. Enough, as SPIs in the table are ours: nobody else can choose them to collide.
+#[derive(Default)]
+pub struct SpiHasher(u64);
+
+impl Hasher for SpiHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, spi: u32) {
+        // Fibonacci hashing; the table takes both ends of the word, the good bits are in the upper half.
+        self.0 = (self.0 ^ u64::from(spi))
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(32);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,577 @@
+//! What is installed, and how each command changes it.
+//!
+//! A list of commands works on a copy; only if all of it succeeds does the copy replace the original. What a
+//! copy shares with the original (sequence counters) is changed by [`Effect`]s, after that.
+
+use super::{Activity, CommandProblem, OuterHeaders, Sender, Settings, Tunnel};
+use crate::{
+    aead::{Aead, AeadKey},
+    replay::ReplayWindow,
+    sad::{InboundSa, OutboundSa},
+    sequence::SequenceCounter,
+    tunnel::OuterHeader,
+    usage::Usage,
+};
+use esplane_api::{
+    Direction, KeyMaterial, Now, OuterPath, PolicyAction, SaCommand, SaId, SaParams, SaStatus,
+    SequenceStart, Spi, TunnelId, TunnelParams,
+};
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::RandomState},
+    hash::BuildHasher,
+    net::SocketAddr,
+    sync::Arc,
+};
+
+/// Keys remembered after their SAs are gone, at most; the oldest are forgotten first.
+const REMEMBERED_KEYS_MAX: usize = 4096;
+
+/// Recognises a key without holding it: a hash under a secret of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct KeyDigest(u64);
+
+/// Everything installed. Cloning it copies pointers.
+#[derive(Clone, Default)]
+pub(super) struct State {
+    pub tunnels: BTreeMap<TunnelId, Arc<Defined>>,
+    pub inbound: BTreeMap<Spi, Arc<Inbound>>,
+    remembered: Arc<VecDeque<Remembered>>,
+    digest_secret: RandomState,
+    definitions: u64,
+}
+
+/// A tunnel and what sends for it.
+#[derive(Clone)]
+pub(super) struct Defined {
+    pub params: Arc<TunnelParams>,
+    /// Tunnels defined earlier have lower ones: among equal policies the one that came first decides.
+    pub order: u64,
+    /// Oldest first.
+    pub outbound: Vec<Arc<Outbound>>,
+    pub activity: Arc<Activity>,
+}
+
+#[derive(Clone)]
+pub(super) struct Outbound {
+    pub sa: Arc<OutboundSa>,
+    pub path: OuterPath,
+    pub standing: Standing,
+    key: KeyDigest,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Active,
+    StandingBy,
+    Retired,
+}
+
+pub(super) struct Inbound {
+    pub sa: Arc<InboundSa>,
+    pub path: OuterPath,
+    key: KeyDigest,
+}
+
+/// How far a key had come when its SA was removed. Should it be installed again, as a static key is at a
+/// reload, it goes on from there.
+#[derive(Clone)]
+struct Remembered {
+    key: KeyDigest,
+    progress: Progress,
+}
+
+#[derive(Clone)]
+enum Progress {
+    Sent(Arc<SequenceCounter>),
+    Received(Spi, Arc<ReplayWindow>),
+}
+
+/// A change to what old and new state share, made once the whole list is accepted.
+pub(super) enum Effect {
+    Extend(Arc<SequenceCounter>, u64),
+    Resume(Arc<SequenceCounter>, SequenceStart),
+}
+
+/// What commands need to know besides the state.
+pub(super) struct Context {
+    pub settings: Settings,
+    pub aead: Aead,
+    pub now: Now,
+    pub effects: Vec<Effect>,
+}
+
+impl State {
+    /// Carries out one command.
+    pub fn apply(
+        &mut self,
+        context: &mut Context,
+        command: SaCommand,
+    ) -> Result<(), CommandProblem> {
+        match command {
+            SaCommand::DefineTunnel(params) => self.define(params),
+            SaCommand::RemoveTunnel(tunnel) => self.remove_tunnel(tunnel),
+            SaCommand::Install(params) => match params.direction {
+                Direction::Inbound => self.install_inbound(context, params),
+                Direction::Outbound => self.install_outbound(context, params),
+            },
+            SaCommand::Activate { tunnel, spi } => self.activate(tunnel, spi),
+            SaCommand::Retire { tunnel, spi } => self.retire(tunnel, spi),
+            SaCommand::Remove(sa) => self.remove(sa),
+            SaCommand::MoveEndpoint { tunnel, remote } => {
+                self.move_endpoint(context, tunnel, remote)
+            }
+            SaCommand::ExtendSequence { sa, reserved_until } => {
+                let sequence = self.outbound(sa)?.sa.sequence.clone();
+                context
+                    .effects
+                    .push(Effect::Extend(sequence, reserved_until));
+                Ok(())
+            }
+        }
+    }
+
+    /// Two tunnels that want the same packets.
+    pub fn route_claimed_twice(&self) -> Option<CommandProblem> {
+        let mut claims = HashMap::new();
+        for (id, tunnel) in &self.tunnels {
+            for policy in &tunnel.params.policies {
+                let first = *claims
+                    .entry((policy.selectors, policy.priority))
+                    .or_insert(*id);
+                if first != *id {
+                    return Some(CommandProblem::RouteClaimedTwice {
+                        first,
+                        second: *id,
+                        selectors: Box::new(policy.selectors),
+                        priority: policy.priority,
+                    });
+                }
+            }
+        }
+        None
+    }
+
+    fn define(&mut self, params: TunnelParams) -> Result<(), CommandProblem> {
+        for policy in &params.policies {
+            if let PolicyAction::Protect(other) = policy.action
+                && other != params.id
+            {
+                return Err(CommandProblem::PolicyOfOtherTunnel {
+                    tunnel: params.id,
+                    other,
+                });
+            }
+        }
+        let params = Arc::new(params);
+        if let Some(tunnel) = self.tunnels.get_mut(&params.id) {
+            Arc::make_mut(tunnel).params = params;
+            return Ok(());
+        }
+        self.definitions += 1;
+        let tunnel = Defined {
+            params: params.clone(),
+            order: self.definitions,
+            outbound: Vec::new(),
+            activity: Arc::default(),
+        };
+        self.tunnels.insert(params.id, Arc::new(tunnel));
+        Ok(())
+    }
+
+    fn remove_tunnel(&mut self, id: TunnelId) -> Result<(), CommandProblem> {
+        let tunnel = self
+            .tunnels
+            .remove(&id)
+            .ok_or(CommandProblem::UnknownTunnel(id))?;
+        for outbound in &tunnel.outbound {
+            self.remember(outbound.key, Progress::Sent(outbound.sa.sequence.clone()));
+        }
+        let gone: Vec<Spi> = self
+            .inbound_of(id)
+            .map(|inbound| inbound.sa.id.spi)
+            .collect();
+        for spi in gone {
+            self.remove_inbound(spi);
+        }
+        Ok(())
+    }
+
+    fn install_inbound(
+        &mut self,
+        context: &Context,
+        params: SaParams,
+    ) -> Result<(), CommandProblem> {
+        self.tunnel(params.tunnel)?;
+        if let Some(owner) = self.inbound.get(&params.spi) {
+            return Err(CommandProblem::InboundSpiTaken {
+                spi: params.spi,
+                owner: owner.sa.id.tunnel,
+            });
+        }
+        if params.selectors.is_empty() {
+            return Err(CommandProblem::NoSelectors);
+        }
+        // The peer sends with it, so we must not.
+        let key = self.digest(&params.key);
+        if let Some(other) = self.sender_with(key) {
+            return Err(CommandProblem::KeyInUse { other });
+        }
+        let window = self.take_window(key, &params);
+        let inbound = Inbound::new(context, key, params, window);
+        self.inbound.insert(inbound.sa.id.spi, Arc::new(inbound));
+        Ok(())
+    }
+
+    fn install_outbound(
+        &mut self,
+        context: &mut Context,
+        params: SaParams,
+    ) -> Result<(), CommandProblem> {
+        let id = params.id();
+        if self.outbound(id).is_ok() {
+            return Err(CommandProblem::OutboundInstalled(id));
+        }
+        check_sequence_start(&params)?;
+        check_local_address(context.settings, id, &params.path)?;
+        let key = self.digest(&params.key);
+        if let Some(other) = self.sender_with(key).or_else(|| self.receiver_with(key)) {
+            return Err(CommandProblem::KeyInUse { other });
+        }
+        let sequence = match self.take_counter(key) {
+            Some(counter) if counter.esn() != params.esn => return Err(CommandProblem::EsnChanged),
+            Some(counter) => {
+                context
+                    .effects
+                    .push(Effect::Resume(counter.clone(), params.sequence));
+                counter
+            }
+            None => Arc::new(SequenceCounter::new(params.esn, params.sequence)),
+        };
+        let tunnel = self.tunnel_mut(params.tunnel)?;
+        let mut outbound = Outbound::new(context, key, params, sequence);
+        if !tunnel
+            .outbound
+            .iter()
+            .any(|other| other.standing == Standing::Active)
+        {
+            outbound.standing = Standing::Active;
+        }
+        tunnel.outbound.push(Arc::new(outbound));
+        Ok(())
+    }
+
+    fn activate(&mut self, tunnel: TunnelId, spi: Spi) -> Result<(), CommandProblem> {
+        let id = outbound_id(tunnel, spi);
+        if self.outbound(id)?.standing == Standing::Retired {
+            return Err(CommandProblem::Retired(id));
+        }
+        for outbound in &mut self.tunnel_mut(tunnel)?.outbound {
+            let standing = match outbound.standing {
+                _ if outbound.sa.id == id => Standing::Active,
+                Standing::Active => Standing::StandingBy,
+                other => other,
+            };
+            if outbound.standing != standing {
+                Arc::make_mut(outbound).standing = standing;
+            }
+        }
+        Ok(())
+    }
+
+    fn retire(&mut self, tunnel: TunnelId, spi: Spi) -> Result<(), CommandProblem> {
+        let id = outbound_id(tunnel, spi);
+        self.outbound(id)?;
+        let tunnel = self.tunnel_mut(tunnel)?;
+        for outbound in tunnel
+            .outbound
+            .iter_mut()
+            .filter(|outbound| outbound.sa.id == id)
+        {
+            Arc::make_mut(outbound).standing = Standing::Retired;
+        }
+        tunnel.promote();
+        Ok(())
+    }
+
+    fn remove(&mut self, id: SaId) -> Result<(), CommandProblem> {
+        match id.direction {
+            Direction::Inbound => {
+                let found = self
+                    .inbound
+                    .get(&id.spi)
+                    .filter(|inbound| inbound.sa.id == id);
+                found.ok_or(CommandProblem::UnknownSa(id))?;
+                self.remove_inbound(id.spi);
+            }
+            Direction::Outbound => {
+                let gone = self.outbound(id)?;
+                let (key, sequence) = (gone.key, gone.sa.sequence.clone());
+                self.remember(key, Progress::Sent(sequence));
+                let tunnel = self.tunnel_mut(id.tunnel)?;
+                tunnel.outbound.retain(|outbound| outbound.sa.id != id);
+                tunnel.promote();
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_inbound(&mut self, spi: Spi) {
+        if let Some(gone) = self.inbound.remove(&spi) {
+            self.remember(gone.key, Progress::Received(spi, gone.sa.window.clone()));
+        }
+    }
+
+    fn move_endpoint(
+        &mut self,
+        context: &Context,
+        id: TunnelId,
+        remote: SocketAddr,
+    ) -> Result<(), CommandProblem> {
+        for outbound in &mut self.tunnel_mut(id)?.outbound {
+            let path = outbound.path.moved_to(remote)?;
+            check_local_address(context.settings, outbound.sa.id, &path)?;
+            Arc::make_mut(outbound).path = path;
+        }
+        Ok(())
+    }
+
+    fn tunnel(&self, id: TunnelId) -> Result<&Defined, CommandProblem> {
+        let tunnel = self
+            .tunnels
+            .get(&id)
+            .ok_or(CommandProblem::UnknownTunnel(id))?;
+        Ok(tunnel)
+    }
+
+    fn tunnel_mut(&mut self, id: TunnelId) -> Result<&mut Defined, CommandProblem> {
+        let tunnel = self
+            .tunnels
+            .get_mut(&id)
+            .ok_or(CommandProblem::UnknownTunnel(id))?;
+        Ok(Arc::make_mut(tunnel))
+    }
+
+    fn outbound(&self, id: SaId) -> Result<&Outbound, CommandProblem> {
+        if id.direction != Direction::Outbound {
+            return Err(CommandProblem::NotOutbound(id));
+        }
+        let mut outbound = self.tunnel(id.tunnel)?.outbound.iter();
+        let found = outbound.find(|outbound| outbound.sa.id == id);
+        found
+            .map(|outbound| &**outbound)
+            .ok_or(CommandProblem::UnknownSa(id))
+    }
+
+    fn inbound_of(&self, id: TunnelId) -> impl Iterator<Item = &Arc<Inbound>> {
+        self.inbound
+            .values()
+            .filter(move |inbound| inbound.sa.id.tunnel == id)
+    }
+
+    fn digest(&self, key: &KeyMaterial) -> KeyDigest {
+        let secret = (key.dangerous_key(), key.dangerous_salt());
+        KeyDigest(self.digest_secret.hash_one(secret))
+    }
+
+    fn sender_with(&self, key: KeyDigest) -> Option<SaId> {
+        let mut all = self.tunnels.values().flat_map(|tunnel| &tunnel.outbound);
+        all.find(|outbound| outbound.key == key)
+            .map(|outbound| outbound.sa.id)
+    }
+
+    fn receiver_with(&self, key: KeyDigest) -> Option<SaId> {
+        let mut all = self.inbound.values();
+        all.find(|inbound| inbound.key == key)
+            .map(|inbound| inbound.sa.id)
+    }
+
+    fn remember(&mut self, key: KeyDigest, progress: Progress) {
+        Arc::make_mut(&mut self.remembered).push_back(Remembered { key, progress });
+    }
+
+    /// At the end of a list, so that a reload may remove and install any number of SAs.
+    pub fn forget_oldest(&mut self) {
+        let excess = self.remembered.len().saturating_sub(REMEMBERED_KEYS_MAX);
+        if excess > 0 {
+            Arc::make_mut(&mut self.remembered).drain(..excess);
+        }
+    }
+
+    /// The counter of a key that has sent before. Nonces do not contain the SPI, so the key alone decides.
+    fn take_counter(&mut self, key: KeyDigest) -> Option<Arc<SequenceCounter>> {
+        self.take_remembered(key, |progress| match progress {
+            Progress::Sent(counter) => Some(counter.clone()),
+            Progress::Received(..) => None,
+        })
+    }
+
+    /// The window of a key that has received with this SPI before.
+    fn take_window(&mut self, key: KeyDigest, params: &SaParams) -> Option<Arc<ReplayWindow>> {
+        let known = self.take_remembered(key, |progress| match progress {
+            Progress::Received(spi, window) if *spi == params.spi => Some(window.clone()),
+            _ => None,
+        })?;
+        Some(if known.window_packets() == params.window.packets() {
+            known
+        } else {
+            // Another size: all that may have come before is too old.
+            Arc::new(ReplayWindow::new(params.window, known.head()))
+        })
+    }
+
+    fn take_remembered<T>(
+        &mut self,
+        key: KeyDigest,
+        wanted: impl Fn(&Progress) -> Option<T>,
+    ) -> Option<T> {
+        let (at, found) = self
+            .remembered
+            .iter()
+            .enumerate()
+            .rev()
+            .find_map(|(at, known)| {
+                let found = wanted(&known.progress).filter(|_| known.key == key)?;
+                Some((at, found))
+            })?;
+        Arc::make_mut(&mut self.remembered).remove(at);
+        Some(found)
+    }
+}
+
+impl Defined {
+    /// What workers need to know.
+    pub fn view(&self) -> Tunnel {
+        let active = self
+            .outbound
+            .iter()
+            .find(|outbound| outbound.standing == Standing::Active);
+        Tunnel {
+            id: self.params.id,
+            roaming: self.params.roaming,
+            activity: self.activity.clone(),
+            sender: active.map(|active| Sender {
+                sa: active.sa.clone(),
+                header: OuterHeader::new(active.path, self.params.df),
+            }),
+        }
+    }
+
+    /// If nothing sends, the oldest one standing by does.
+    fn promote(&mut self) {
+        let has = |standing| {
+            self.outbound
+                .iter()
+                .position(|outbound| outbound.standing == standing)
+        };
+        if let (None, Some(oldest)) = (has(Standing::Active), has(Standing::StandingBy)) {
+            Arc::make_mut(&mut self.outbound[oldest]).standing = Standing::Active;
+        }
+    }
+}
+
+impl Outbound {
+    fn new(
+        context: &Context,
+        key: KeyDigest,
+        params: SaParams,
+        sequence: Arc<SequenceCounter>,
+    ) -> Self {
+        let sa = OutboundSa {
+            id: params.id(),
+            key: AeadKey::from_material(context.aead, &params.key),
+            salt: params.key.dangerous_salt(),
+            sequence,
+            usage: Usage::new(params.lifetime, context.now),
+        };
+        Self {
+            sa: Arc::new(sa),
+            path: params.path,
+            standing: Standing::StandingBy,
+            key,
+        }
+    }
+
+    /// For people.
+    pub fn status(&self) -> SaStatus {
+        SaStatus {
+            id: self.sa.id,
+            suite: self.sa.key.suite(),
+            esn: self.sa.sequence.esn(),
+            path: self.path,
+            active: self.standing == Standing::Active,
+            sequence: self.sa.sequence.used(),
+            statistics: self.sa.statistics(),
+        }
+    }
+}
+
+impl Inbound {
+    fn new(
+        context: &Context,
+        key: KeyDigest,
+        params: SaParams,
+        window: Option<Arc<ReplayWindow>>,
+    ) -> Self {
+        let fresh = || Arc::new(ReplayWindow::new(params.window, 0));
+        let sa = InboundSa {
+            id: params.id(),
+            key: AeadKey::from_material(context.aead, &params.key),
+            salt: params.key.dangerous_salt(),
+            esn: params.esn,
+            window: window.unwrap_or_else(fresh),
+            in_udp: params.path.encap().is_some(),
+            selectors: params.selectors.into(),
+            usage: Usage::new(params.lifetime, context.now),
+            authentication_failures: Default::default(),
+            replays: Default::default(),
+            failures_in_a_row: Default::default(),
+            first_told: Default::default(),
+        };
+        Self {
+            sa: Arc::new(sa),
+            path: params.path,
+            key,
+        }
+    }
+
+    /// For people.
+    pub fn status(&self) -> SaStatus {
+        SaStatus {
+            id: self.sa.id,
+            suite: self.sa.key.suite(),
+            esn: self.sa.esn,
+            path: self.path,
+            active: true,
+            sequence: self.sa.window.head(),
+            statistics: self.sa.statistics(),
+        }
+    }
+}
+
+fn outbound_id(tunnel: TunnelId, spi: Spi) -> SaId {
+    SaId {
+        tunnel,
+        direction: Direction::Outbound,
+        spi,
+    }
+}
+
+fn check_sequence_start(params: &SaParams) -> Result<(), CommandProblem> {
+    let (first, last) = (params.sequence.first, params.esn.last_sequence());
+    if (1..=last).contains(&first) {
+        Ok(())
+    } else {
+        Err(CommandProblem::BadSequenceStart { first, last })
+    }
+}
+
+fn check_local_address(
+    settings: Settings,
+    id: SaId,
+    path: &OuterPath,
+) -> Result<(), CommandProblem> {
+    if settings.outer_headers == OuterHeaders::Written && path.local().is_unspecified() {
+        return Err(CommandProblem::NoLocalAddress(id));
+    }
+    Ok(())
+}
