@@ -36,6 +36,8 @@ use std::{
 use tokio::sync::mpsc;
 
 mod counters;
+#[cfg(test)]
+mod tests;
 pub use counters::{WorkerCounters, WorkerSnapshot};
 
 /// All that one worker needs.
@@ -355,7 +357,9 @@ impl Worker {
             if self.told.is_news(now, event) {
                 match self.control.try_send(ToControl::Event(event)) {
                     Ok(()) => self.told.remember(now, event),
-                    Err(_) => self.report.raise(event),
+                    Err(_) => {
+                        self.report.raise(event);
+                    }
                 }
             }
         }

@@ -12,12 +12,15 @@
 //!
 //! | file | holds |
 //! |---|---|
+//! | `avx512.rs` | AES-GCM on 512-bit vectors: x86-64 with AVX-512, VAES and VPCLMULQDQ |
 //! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
 //! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
 //!
 //! To add an implementation: a file here with its key type, a variant in `Kind` and `Implementation`,
 //! and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod chacha;
 mod portable;
 
@@ -69,12 +72,20 @@ pub struct Aead {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Implementation {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
     Portable,
 }
 
 impl Aead {
     /// The fastest implementation this CPU has.
     pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if avx512::available() {
+            return Self {
+                implementation: Implementation::Avx512,
+            };
+        }
         Self::portable()
     }
 
@@ -85,26 +96,39 @@ impl Aead {
         }
     }
 
+    /// Every implementation that this CPU can run, the fastest first.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::detect(), Self::portable()];
+        all.dedup_by_key(|aead| aead.implementation);
+        all
+    }
+
     /// Its name, for logs and status.
     pub fn name(&self) -> &'static str {
         match self.implementation {
+            #[cfg(target_arch = "x86_64")]
+            Implementation::Avx512 => "avx512",
             Implementation::Portable => "portable",
         }
     }
 
     /// Seals every job: payload becomes ciphertext, its ICV is written behind it.
     pub fn seal(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
-        for job in jobs {
-            let Some((payload, icv)) = job.split(arena) else {
-                job.ok = false;
-                continue;
-            };
-            job.ok = match &job.key.expanded {
-                Expanded::Portable(key) => {
-                    key.seal(&job.nonce, job.associated_data(), payload, icv)
-                }
-                Expanded::ChaCha(key) => key.seal(&job.nonce, job.associated_data(), payload, icv),
-            };
+        let mut rest = jobs;
+        while let Some(first) = rest.first() {
+            let key = first.key;
+            let (run, others) = rest.split_at_mut(key.run_length(rest));
+            match &key.expanded {
+                #[cfg(target_arch = "x86_64")]
+                Expanded::Avx512(_) => avx512::Run::new(arena, run).seal(),
+                Expanded::Portable(key) => each(arena, run, |nonce, aad, payload, icv| {
+                    key.seal(nonce, aad, payload, icv)
+                }),
+                Expanded::ChaCha(key) => each(arena, run, |nonce, aad, payload, icv| {
+                    key.seal(nonce, aad, payload, icv)
+                }),
+            }
+            rest = others;
         }
     }
 
@@ -112,18 +136,36 @@ impl Aead {
     /// Where it is wrong, `ok` is `false` and no plaintext is in the arena: the bytes are the ciphertext
     /// or zeros.
     pub fn open(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
-        for job in jobs {
-            let Some((payload, icv)) = job.split(arena) else {
-                job.ok = false;
-                continue;
-            };
-            job.ok = match &job.key.expanded {
-                Expanded::Portable(key) => {
-                    key.open(&job.nonce, job.associated_data(), payload, icv)
-                }
-                Expanded::ChaCha(key) => key.open(&job.nonce, job.associated_data(), payload, icv),
-            };
+        let mut rest = jobs;
+        while let Some(first) = rest.first() {
+            let key = first.key;
+            let (run, others) = rest.split_at_mut(key.run_length(rest));
+            match &key.expanded {
+                #[cfg(target_arch = "x86_64")]
+                Expanded::Avx512(_) => avx512::Run::new(arena, run).open(),
+                Expanded::Portable(key) => each(arena, run, |nonce, aad, payload, icv| {
+                    key.open(nonce, aad, payload, icv)
+                }),
+                Expanded::ChaCha(key) => each(arena, run, |nonce, aad, payload, icv| {
+                    key.open(nonce, aad, payload, icv)
+                }),
+            }
+            rest = others;
         }
+    }
+}
+
+/// Works through jobs one at a time.
+fn each(
+    arena: &mut [u8],
+    jobs: &mut [Job<'_>],
+    crypt: impl Fn(&[u8; NONCE_BYTES], &[u8], &mut [u8], &mut [u8; ICV_BYTES]) -> bool,
+) {
+    for job in jobs {
+        job.ok = match job.split(arena) {
+            Some((payload, icv)) => crypt(&job.nonce, job.associated_data(), payload, icv),
+            None => false,
+        };
     }
 }
 
@@ -134,6 +176,8 @@ pub struct AeadKey {
 }
 
 enum Expanded {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Box<avx512::Key>),
     Portable(Box<portable::Key>),
     ChaCha(chacha::Key),
 }
@@ -146,6 +190,11 @@ impl AeadKey {
             got: key.len(),
         };
         let expanded = match (aead.implementation, suite) {
+            (_, suite) if key.len() != suite.key_bytes() => None,
+            #[cfg(target_arch = "x86_64")]
+            (Implementation::Avx512, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
+                avx512::Key::new(key).map(|key| Expanded::Avx512(Box::new(key)))
+            }
             (Implementation::Portable, AeadSuite::Aes128Gcm16) => {
                 portable::Key::aes128(key).map(|key| Expanded::Portable(Box::new(key)))
             }
@@ -169,6 +218,20 @@ impl AeadKey {
     pub fn suite(&self) -> AeadSuite {
         self.suite
     }
+
+    /// How many of `jobs`, from the first on, belong to one run: vector kernels mix keys, the others
+    /// take one key at a time.
+    fn run_length(&self, jobs: &[Job<'_>]) -> usize {
+        jobs.iter().take_while(|job| self.same_run(job.key)).count()
+    }
+
+    fn same_run(&self, other: &Self) -> bool {
+        match (&self.expanded, &other.expanded) {
+            #[cfg(target_arch = "x86_64")]
+            (Expanded::Avx512(_), Expanded::Avx512(_)) => true,
+            _ => std::ptr::eq(self, other),
+        }
+    }
 }
 
 impl fmt::Debug for AeadKey {
@@ -187,5 +250,7 @@ pub struct KeyLengthError {
     pub got: usize,
 }
 
+#[cfg(test)]
+mod differential;
 #[cfg(test)]
 mod tests;

@@ -86,9 +86,12 @@ impl TunQueue {
     /// down and has no address yet.
     pub fn open(options: &TunOptions) -> Result<Vec<Self>, TunError> {
         let mut queues: Vec<Self> = Vec::with_capacity(options.queues);
-        for _ in 0..options.queues {
-            let name = queues.first().map_or(&options.name, |queue| &queue.name);
-            queues.push(open_queue(name)?);
+        if options.queues > 0 {
+            queues.push(open_first(&options.name)?);
+        }
+        while queues.len() < options.queues {
+            let queue = open_queue(&queues[0].name)?;
+            queues.push(queue);
         }
         if let Some(queue) = queues.first() {
             set_queue_length(&queue.name, options.queue_packets)
@@ -162,6 +165,44 @@ impl Driver for TunQueue {
     fn poll_descriptors(&self) -> Descriptors<'_> {
         Descriptors::from_iter([self.file.as_fd()])
     }
+}
+
+/// Opens the first queue of an interface that nobody else has: the kernel would let a second daemon
+/// join, and give it half of our packets.
+fn open_first(name: &str) -> Result<TunQueue, TunError> {
+    for wait in (0..BUSY_RETRIES).rev() {
+        let existed = exists(name).map_err(|error| kernel("look for", name, error))?;
+        let queue = open_queue(name)?;
+        // One that outlives its owner was made for us beforehand (`ip tuntap add … multi_queue`).
+        let made_for_us = || is_persistent(&queue);
+        if !existed || made_for_us().map_err(|error| kernel("examine", name, error))? {
+            return Ok(queue);
+        }
+        drop(queue);
+        if wait > 0 {
+            thread::sleep(BUSY_WAIT); // its owner may be about to end
+        }
+    }
+    Err(TunError::InUse(name.to_owned()))
+}
+
+fn exists(name: &str) -> io::Result<bool> {
+    let any_socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    Ok(rustix::net::netdevice::name_to_index(any_socket, name).is_ok())
+}
+
+fn is_persistent(queue: &TunQueue) -> io::Result<bool> {
+    let mut request = request_for(&queue.name).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: TUNGETIFF writes one ifreq, which `request` is; it sets the flags read below.
+    let flags = unsafe {
+        check(libc::ioctl(
+            raw(queue.file.as_fd()),
+            libc::TUNGETIFF as _,
+            &mut request,
+        ))?;
+        request.ifr_ifru.ifru_flags
+    };
+    Ok(libc::c_int::from(flags) & libc::IFF_PERSIST != 0)
 }
 
 fn open_queue(name: &str) -> Result<TunQueue, TunError> {
@@ -243,5 +284,20 @@ fn kernel(doing: &'static str, name: &str, source: io::Error) -> TunError {
         doing,
         name: name.to_owned(),
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_no_interface_can_have_is_refused_before_anything_is_opened() {
+        for name in ["", "a/b", "..", "sixteen-letters-", "with space", "a:b"] {
+            let error = TunQueue::open(&TunOptions::new(name, 1)).unwrap_err();
+            assert!(matches!(error, TunError::Name(_)), "{name}: {error}");
+            assert!(error.to_string().contains("1 to 15"), "{error}");
+        }
+        assert!(request_for("fifteen-letters").is_some());
     }
 }

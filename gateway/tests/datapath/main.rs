@@ -1,0 +1,210 @@
+//! Drivers and workers against the real kernel: two gateways in network namespaces of their own.
+//!
+//! ```text
+//!   namespace a                                                   namespace b
+//!   10.1.0.1   ┌─ worker 0 ─┐  192.0.2.1           192.0.2.2  ┌─ worker 0 ─┐   10.2.0.1
+//!   fd00:1::1 ─┤ TUN    ESP ├─ 2001:db8::1 ═veth═ 2001:db8::2 ┤ ESP    TUN ├─ fd00:2::1
+//!       esp0   └─ worker 1 ─┘     link                link    └─ worker 1 ─┘   esp0
+//! ```
+//!
+//! Needs root. Without it every story says so and is counted as skipped; this program has its own
+//! `main` because the usual test harness cannot say that.
+
+mod site;
+mod traffic;
+
+use esplane_api::{DropReason, SaEvent};
+use esplane_gateway::{
+    io::{TunError, TunOptions, TunQueue},
+    netlink::Netlink,
+    worker::ToControl,
+};
+use site::{Encapsulation, Family, Sites, namespace, within};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+};
+
+type Story = fn();
+
+const STORIES: [(&str, Story); 9] = [
+    ("esp_in_udp_over_ipv4_carries_everything", || {
+        carries_everything(Encapsulation::Udp, Family::V4)
+    }),
+    ("esp_in_udp_over_ipv6_carries_everything", || {
+        carries_everything(Encapsulation::Udp, Family::V6)
+    }),
+    ("plain_esp_over_ipv4_carries_everything", || {
+        carries_everything(Encapsulation::Plain, Family::V4)
+    }),
+    ("plain_esp_over_ipv6_carries_everything", || {
+        carries_everything(Encapsulation::Plain, Family::V6)
+    }),
+    (
+        "the_first_packets_wait_for_the_first_sa",
+        the_first_packets_wait,
+    ),
+    (
+        "a_tun_that_is_deleted_ends_its_workers_with_a_word",
+        a_deleted_tun_is_told,
+    ),
+    (
+        "a_name_taken_by_another_kind_of_link_is_refused",
+        a_taken_name_is_refused,
+    ),
+    (
+        "an_interface_of_another_daemon_is_not_shared",
+        another_daemon_is_not_joined,
+    ),
+    (
+        "a_packet_larger_than_a_frame_is_counted",
+        a_large_packet_is_counted,
+    ),
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<&String> = arguments
+        .iter()
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted = STORIES
+        .iter()
+        .filter(|(name, _)| filters.is_empty() || filters.iter().any(|part| name.contains(*part)));
+    if arguments.iter().any(|word| word == "--list") {
+        wanted.for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let root = rustix::process::geteuid().is_root();
+    let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    for (name, story) in wanted {
+        let outcome = if !root {
+            skipped += 1;
+            "skipped: needs root"
+        } else if catch_unwind(AssertUnwindSafe(story)).is_ok() {
+            passed += 1;
+            "ok"
+        } else {
+            failed += 1;
+            "FAILED"
+        };
+        println!("test {name} ... {outcome}");
+    }
+    println!("\ntest result: {passed} passed; {failed} failed; {skipped} skipped");
+    ExitCode::from(u8::from(failed > 0))
+}
+
+/// Numbered UDP datagrams of all sizes in several flows and pings, inner IPv4 and IPv6: all arrive, and
+/// the counters of both ends agree to the packet.
+fn carries_everything(encapsulation: Encapsulation, family: Family) {
+    let mut sites = Sites::start(encapsulation, family);
+    sites.install_sas();
+    let echoed = traffic::echo_numbered_datagrams(&sites, 4, 500);
+    let pinged = traffic::ping(&sites, 20);
+    let packets = (echoed + pinged) as u64;
+    let Sites { a, b } = sites;
+    let (a, b) = (a.stop(), b.stop());
+    for (here, there) in [(a, b), (b, a)] {
+        // Each echo and each pong is one packet each way.
+        assert_eq!(here.inner_received.packets, packets, "{here:?}");
+        assert_eq!(here.outer_sent.packets, packets, "{here:?}");
+        assert_eq!(there.outer_received.packets, packets, "{there:?}");
+        assert_eq!(here.outer_sent.bytes, there.outer_received.bytes);
+        assert_eq!(there.inner_sent, here.inner_received);
+        assert_eq!(here.drops.unexpected(), 0, "{here:?}");
+    }
+}
+
+/// Packets sent before there is an SA wait, and all arrive, in order, once there is one.
+fn the_first_packets_wait() {
+    let mut sites = Sites::start(Encapsulation::Udp, Family::V4);
+    let receiver = traffic::bind(&sites.b, "10.2.0.1:7100");
+    let sender = traffic::bind(&sites.a, "10.1.0.1:7100");
+    for number in 0..30u8 {
+        sender.send_to(&[number], "10.2.0.1:7100").unwrap();
+    }
+    let event = sites.a.control.blocking_recv();
+    assert!(
+        matches!(event, Some(ToControl::Event(SaEvent::SaNeeded { .. }))),
+        "{event:?}"
+    );
+    sites.a.wait_until(|counters| counters.held_packets == 30);
+    sites.install_sas();
+    for number in 30..40u8 {
+        sender.send_to(&[number], "10.2.0.1:7100").unwrap();
+    }
+    for number in 0..40u8 {
+        let mut buffer = [0; 8];
+        let (bytes, _) = receiver.recv_from(&mut buffer).unwrap();
+        assert_eq!(&buffer[..bytes], [number]);
+    }
+    let Sites { a, b } = sites;
+    let (a, b) = (a.stop(), b.stop());
+    assert_eq!((a.drops.unexpected(), b.drops.unexpected()), (0, 0));
+}
+
+fn a_deleted_tun_is_told() {
+    let mut sites = Sites::start(Encapsulation::Udp, Family::V4);
+    within(sites.a.namespace(), || {
+        site::block_on(async {
+            let netlink = Netlink::open().unwrap();
+            let tun = netlink.link_index("esp0").await.unwrap();
+            netlink.remove_link(tun).await.unwrap();
+        });
+    });
+    let told = sites.a.control.blocking_recv();
+    assert!(
+        matches!(told, Some(ToControl::WorkerFailed { .. })),
+        "{told:?}"
+    );
+}
+
+fn a_taken_name_is_refused() {
+    let alone = namespace();
+    within(&alone, || {
+        site::block_on(async {
+            let netlink = Netlink::open().unwrap();
+            netlink.add_veth_pair("esp0", "other").await.unwrap();
+        });
+        let error = TunQueue::open(&TunOptions::new("esp0", 2)).unwrap_err();
+        assert!(matches!(error, TunError::OtherKind(_)), "{error}");
+        assert!(error.to_string().contains("ip link delete esp0"), "{error}");
+    });
+}
+
+fn another_daemon_is_not_joined() {
+    let alone = namespace();
+    within(&alone, || {
+        let first = TunQueue::open(&TunOptions::new("esp%d", 2)).unwrap();
+        assert_eq!((first[0].name(), first[1].name()), ("esp0", "esp0"));
+        let error = TunQueue::open(&TunOptions::new("esp0", 1)).unwrap_err();
+        assert!(matches!(error, TunError::InUse(_)), "{error}");
+        drop(first);
+        TunQueue::open(&TunOptions::new("esp0", 1)).unwrap();
+    });
+}
+
+/// An MTU raised behind the daemon's back: such packets are counted, the others pass.
+fn a_large_packet_is_counted() {
+    let mut sites = Sites::start(Encapsulation::Udp, Family::V4);
+    sites.install_sas();
+    let receiver = traffic::bind(&sites.b, "10.2.0.1:7200");
+    let sender = traffic::bind(&sites.a, "10.1.0.1:7200");
+    within(sites.a.namespace(), || {
+        site::block_on(async {
+            let netlink = Netlink::open().unwrap();
+            let tun = netlink.link_index("esp0").await.unwrap();
+            netlink.set_mtu(tun, 9000).await.unwrap();
+        });
+    });
+    for bytes in [100, 4000, 200] {
+        sender.send_to(&vec![7; bytes], "10.2.0.1:7200").unwrap();
+    }
+    for bytes in [100, 200] {
+        let mut buffer = [0; 8000];
+        assert_eq!(receiver.recv_from(&mut buffer).unwrap().0, bytes);
+    }
+    let counters = sites.a.stop();
+    assert_eq!(counters.drops[DropReason::InnerTooBig], 1, "{counters:?}");
+    assert_eq!(counters.drops.unexpected(), 1, "{counters:?}");
+}
