@@ -24,10 +24,10 @@ const TUNNEL: TunnelId = TunnelId(1);
 const US: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
-/// A dataplane that talks to itself: one tunnel whose two SAs share SPI and key, so that what its
-/// outbound side seals its inbound side opens.
+/// A sender and a receiver with one key: what the one seals the other opens.
 struct Loop {
-    writer: TableWriter,
+    sender: TableWriter,
+    receiver: TableWriter,
     outbound: Outbound,
     inbound: Inbound,
     batch: Batch,
@@ -36,17 +36,20 @@ struct Loop {
 
 impl Loop {
     fn new(outer_headers: OuterHeaders) -> Self {
-        let mut writer = TableWriter::new(Settings { outer_headers }, Aead::portable());
-        let mut commands = vec![SaCommand::DefineTunnel(tunnel())];
-        commands.extend(
-            [Direction::Inbound, Direction::Outbound]
-                .map(|direction| SaCommand::Install(sa(direction))),
-        );
-        writer
-            .apply(Now::default(), commands)
-            .expect("a valid tunnel");
+        let writer = |direction| {
+            let mut writer = TableWriter::new(Settings { outer_headers }, Aead::portable());
+            let commands = vec![
+                SaCommand::DefineTunnel(tunnel()),
+                SaCommand::Install(sa(direction)),
+            ];
+            writer
+                .apply(Now::default(), commands)
+                .expect("a valid tunnel");
+            writer
+        };
         Self {
-            writer,
+            sender: writer(Direction::Outbound),
+            receiver: writer(Direction::Inbound),
             outbound: Outbound::new(1),
             inbound: Inbound::new(1),
             batch: Batch::new(1, 1 << 17),
@@ -61,7 +64,7 @@ impl Loop {
         }
         self.report.clear();
         self.outbound
-            .process(&self.writer.tables(), &mut self.batch, &mut self.report);
+            .process(&self.sender.tables(), &mut self.batch, &mut self.report);
         let packet = self.batch.packets()[0];
         assert_ne!(packet.verdict, Verdict::Pending);
         (packet.verdict == Verdict::Forward).then(|| (packet.outer, self.batch.data(0).to_vec()))
@@ -74,7 +77,7 @@ impl Loop {
         }
         self.report.clear();
         self.inbound
-            .process(&self.writer.tables(), &mut self.batch, &mut self.report);
+            .process(&self.receiver.tables(), &mut self.batch, &mut self.report);
         let verdict = self.batch.packets()[0].verdict;
         assert_ne!(verdict, Verdict::Pending);
         (verdict == Verdict::Forward).then(|| self.batch.data(0).to_vec())
@@ -88,18 +91,25 @@ thread_local! {
     static SEQUENCE: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Whatever a host sends: dropped, or sealed so that it opens to the same bytes.
+/// Whatever a host sends: dropped, or sealed so that it opens to the same packet (without what a
+/// link may have put behind it).
 pub fn inner_packet(data: &[u8]) {
     BY_KERNEL.with_borrow_mut(|dataplane| {
         if let Some((_, sealed)) = dataplane.seal(data) {
             let opened = dataplane.open(from_peer(true), &sealed);
             assert_eq!(
                 opened.as_deref(),
-                Some(data),
-                "sealed, but it does not open"
+                data.get(..ip_bytes(data)),
+                "sealed, but it opens to something else"
             );
         }
     });
+}
+
+/// The length an IP header claims.
+fn ip_bytes(packet: &[u8]) -> usize {
+    let field = |at: usize| usize::from(packet[at]) << 8 | usize::from(packet[at + 1]);
+    if packet[0] >> 4 == 4 { field(2) } else { 40 + field(4) }
 }
 
 /// A datagram from anybody, on the UDP socket or (first bit of the input) the raw one: never forwarded.
