@@ -5,11 +5,13 @@ use crate::{PresharedKey, PublicKey, StaticSecretKey};
 use esplane_api::{AeadSuite, DfPolicy, Esn, SelectorPair, Spi, TunnelId, WindowSize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, SocketAddr},
 };
+use zeroize::Zeroize;
 
 /// This node.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct NodeConfig {
     /// Who we are. Wiped on drop.
     pub private_key: StaticSecretKey,
@@ -134,8 +136,8 @@ impl KemPolicy {
     }
 }
 
-impl std::fmt::Display for KemPolicy {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for KemPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
@@ -254,9 +256,24 @@ pub enum ConfigError {
         /// What would be right.
         least: u64,
     },
-    /// The SPI is not known to be free any more.
-    #[error("no peer has the tunnel number {0}")]
-    NoSuchPeer(TunnelId),
+}
+
+impl fmt::Debug for NodeConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeConfig")
+            .field("public_key", &self.private_key.public_key())
+            .field("listen_port", &self.listen_port)
+            .field("local", &self.local)
+            .field("seed", &"[redacted]")
+            .field("under_load", &self.under_load)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for NodeConfig {
+    fn drop(&mut self) {
+        self.seed.zeroize();
+    }
 }
 
 impl NodeConfig {

@@ -1,12 +1,25 @@
+//! The engine's public face, and the way of a message from a datagram to the peer it concerns.
+
 use crate::{
-    config::{ConfigError, KemPolicy, NodeConfig, PeerConfig},
+    config::{ConfigError, KemPolicy, NodeConfig, PeerConfig, check_peers, is_usable},
+    context::Context,
+    cookie::CookieMint,
+    handshake::Opened,
     keys::PublicKey,
-    notice::Notice,
+    notice::{Notice, NoticeEvent},
+    peer::Peer,
+    ratelimit::{Admission, Limiter},
+    timers::{NOTICE_PAUSE, Timers},
+    wire::{Initiation, Message},
 };
 use esplane_api::{
-    AeadSuite, DropCounters, Now, SaCommand, SaEvent, Spi, TunnelActivity, TunnelId,
+    AeadSuite, DropCounters, DropReason, Now, SaCommand, SaEvent, Spi, TunnelActivity, TunnelId,
 };
-use std::{collections::VecDeque, net::SocketAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    net::SocketAddr,
+    time::Duration,
+};
 
 /// What the engine wants done. To be carried out in order: commands before what follows them.
 #[derive(Debug)]
@@ -86,89 +99,265 @@ pub struct PeerStatus {
 }
 
 /// The key exchange of one node with all its peers.
+///
+/// Call a `handle_…` function when something has happened, then [`Self::poll_output`] until it is
+/// empty, then wait until [`Self::poll_timeout`]. Nothing here waits, sends or reads a clock.
 pub struct Engine {
-    node: NodeConfig,
-    outputs: VecDeque<Output>,
-    drops: DropCounters,
+    ctx: Context,
+    peers: BTreeMap<TunnelId, Peer>,
+    by_key: BTreeMap<PublicKey, TunnelId>,
+    timers: Timers,
+    mint: CookieMint,
+    limiter: Limiter,
+    loaded: bool,
+    last_stranger: Option<Duration>,
 }
 
 impl Engine {
     /// A node that knows nobody yet.
     pub fn new(node: NodeConfig) -> Result<Self, ConfigError> {
         node.check()?;
+        let limiter = Limiter::new(node.under_load);
+        let mut ctx = Context::new(node);
         Ok(Self {
-            node,
-            outputs: VecDeque::new(),
-            drops: DropCounters::default(),
+            mint: CookieMint::new(&ctx.public_key, &mut ctx.random),
+            ctx,
+            peers: BTreeMap::new(),
+            by_key: BTreeMap::new(),
+            timers: Timers::default(),
+            limiter,
+            loaded: false,
+            last_stranger: None,
         })
     }
 
     /// Our own name.
     pub fn public_key(&self) -> PublicKey {
-        self.node.private_key.public_key()
+        self.ctx.public_key
     }
 
     /// Replaces the whole set of peers, or changes nothing.
     ///
-    /// Peers that stay as they were keep their SAs, as do those of which only selectors, endpoint or
-    /// timers change. Another public key, pre-shared key or way to encrypt ends a peer's SAs.
+    /// Peers are the same if their number is. Those that stay as they were keep their SAs, as do those
+    /// of which only name, routes, endpoint or timers change (other routes also ask for new SAs at
+    /// once). Another public key, pre-shared key or way to encrypt ends a peer's SAs.
     pub fn set_peers(&mut self, now: Now, peers: Vec<PeerConfig>) -> Result<(), ConfigError> {
-        let _ = now;
-        crate::config::check_peers(self.public_key(), &peers)
+        check_peers(self.ctx.public_key, &peers)?;
+        let mut commands = Vec::new();
+        let kept: BTreeSet<TunnelId> = peers.iter().map(|peer| peer.id).collect();
+        for (id, mut gone) in self.peers.extract_if(.., |id, _| !kept.contains(id)) {
+            gone.forget_sas(&mut self.ctx);
+            self.timers.set(id, None);
+            commands.push(SaCommand::RemoveTunnel(id));
+        }
+        self.by_key = peers
+            .iter()
+            .map(|peer| (peer.public_key, peer.id))
+            .collect();
+        for config in peers {
+            match self.peers.entry(config.id) {
+                Entry::Occupied(mut known) => {
+                    known
+                        .get_mut()
+                        .reconfigure(&mut self.ctx, now, config, &mut commands)
+                }
+                Entry::Vacant(free) => commands.push(free.insert(Peer::new(config)).definition()),
+            }
+        }
+        self.ctx.commands(commands);
+        for id in kept {
+            self.with_peer(id, now, |peer, ctx| {
+                if peer.should_be_there() {
+                    peer.start(ctx, now);
+                }
+            });
+        }
+        Ok(())
     }
 
     /// Takes SPIs that static SAs use, besides those of [`NodeConfig::reserved_spis`].
     pub fn reserve_spis(&mut self, spis: &[Spi]) {
-        self.node.reserved_spis.extend_from_slice(spis);
+        self.ctx.reserve_spis(spis);
     }
 
-    /// A DNS name has been resolved (again).
+    /// Gives back SPIs that static SAs used.
+    pub fn release_spis(&mut self, spis: &[Spi]) {
+        self.ctx.release_reserved_spis(spis);
+    }
+
+    /// A DNS name has been resolved (again). An address that the peer has shown by its own packets is
+    /// kept while it is alive there.
     pub fn set_endpoint(&mut self, now: Now, peer: TunnelId, endpoint: SocketAddr) {
-        let _ = (now, peer, endpoint);
+        if is_usable(endpoint) {
+            self.with_peer(peer, now, |peer, ctx| peer.set_endpoint(ctx, now, endpoint));
+        }
     }
 
     /// Takes one handshake message, the bytes behind the non-ESP marker.
+    ///
+    /// 1. Read it; 2. look at its MAC; 3. look at the load; only then 4. compute.
     pub fn handle_datagram(&mut self, now: Now, from: SocketAddr, message: &[u8]) {
-        let _ = (now, from, message);
+        let known = match Message::parse(message) {
+            Ok(Message::Initiation(message)) => return self.handle_initiation(now, from, &message),
+            Ok(Message::Response(response)) => {
+                if !self.mint.is_mac1(response.under_mac1, response.mac1) {
+                    return self.ctx.drop_message(DropReason::HandshakeBadMac);
+                }
+                self.ctx
+                    .peer_of_index(response.index)
+                    .map(|peer| (peer, Ok(response)))
+            }
+            Ok(Message::CookieReply(reply)) => self
+                .ctx
+                .peer_of_index(reply.index)
+                .map(|peer| (peer, Err(reply))),
+            Err(reason) => return self.ctx.drop_message(reason),
+        };
+        match known {
+            Some((peer, Ok(response))) => self.with_peer(peer, now, |peer, ctx| {
+                peer.handle_response(ctx, now, from, &response)
+            }),
+            Some((peer, Err(reply))) => {
+                self.with_peer(peer, now, |peer, ctx| peer.handle_cookie(ctx, now, &reply))
+            }
+            None => self.ctx.drop_message(DropReason::HandshakeUnexpected),
+        }
     }
 
     /// Takes an event of the dataplane.
     pub fn handle_event(&mut self, now: Now, event: SaEvent) {
-        let _ = (now, event);
+        let tunnel = match event {
+            SaEvent::SaNeeded { tunnel } | SaEvent::EndpointMoved { tunnel, .. } => tunnel,
+            SaEvent::SoftExpired { sa, .. }
+            | SaEvent::HardExpired { sa, .. }
+            | SaEvent::SequenceLow { sa, .. }
+            | SaEvent::SequenceExhausted { sa }
+            | SaEvent::FirstReceived { sa } => sa.tunnel,
+        };
+        self.with_peer(tunnel, now, |peer, ctx| peer.handle_event(ctx, now, event));
     }
 
     /// Takes what the tunnels have carried; to be called about once a second.
     pub fn handle_activity(&mut self, now: Now, activity: &[TunnelActivity]) {
-        let _ = (now, activity);
+        for tunnel in activity {
+            self.with_peer(tunnel.tunnel, now, |peer, ctx| {
+                peer.handle_activity(ctx, now, tunnel)
+            });
+        }
+        self.watch_load(now);
     }
 
     /// Does what is due; to be called when [`Self::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
-        let _ = now;
+        while let Some(due) = self.timers.due(now.monotonic) {
+            self.with_peer(due, now, |peer, ctx| peer.handle_timeout(ctx, now));
+        }
+        self.watch_load(now);
     }
 
     /// Starts a handshake now, whether one is needed or not.
     pub fn initiate(&mut self, now: Now, peer: TunnelId) {
-        let _ = (now, peer);
+        self.with_peer(peer, now, |peer, ctx| peer.start(ctx, now));
     }
 
     /// What is to be done next; to be called until `None`.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        self.ctx.outputs.pop_front()
     }
 
     /// When [`Self::handle_timeout`] wants to be called, on [`Now::monotonic`].
     pub fn poll_timeout(&self) -> Option<Duration> {
-        None
+        self.timers.next()
     }
 
     /// Handshake messages that were dropped, by reason.
     pub fn drops(&self) -> &DropCounters {
-        &self.drops
+        &self.ctx.drops
     }
 
     /// All peers, in the order of their numbers.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        Vec::new()
+        self.peers.values().map(Peer::status).collect()
+    }
+}
+
+impl Engine {
+    /// Message 1, from anyone who knows our public key.
+    fn handle_initiation(&mut self, now: Now, from: SocketAddr, message: &Initiation) {
+        if !self.mint.is_mac1(message.under_mac1, message.mac1) {
+            return self.ctx.drop_message(DropReason::HandshakeBadMac);
+        }
+        let proven = self
+            .mint
+            .is_mac2(now.monotonic, from, message, &mut self.ctx.random);
+        let admission = self.limiter.admit(now.monotonic, from, proven);
+        self.watch_load(now);
+        match admission {
+            Admission::Admit => {}
+            Admission::Cookie => {
+                self.ctx.drop_message(DropReason::HandshakeCookieNeeded);
+                if let Some(reply) =
+                    self.mint
+                        .reply(now.monotonic, from, message, &mut self.ctx.random)
+                {
+                    self.ctx.send(from, &reply);
+                }
+                return;
+            }
+            Admission::Refuse => return self.ctx.drop_message(DropReason::HandshakeRateLimited),
+        }
+        let Ok(opened) = Opened::open(&mut self.ctx.random, &self.ctx.node.private_key, message)
+        else {
+            return self.ctx.drop_message(DropReason::HandshakeDecryptFailed);
+        };
+        match self.by_key.get(&opened.peer()) {
+            Some(peer) => self.with_peer(*peer, now, |peer, ctx| {
+                peer.handle_initiation(ctx, now, from, opened)
+            }),
+            None => self.meet_stranger(now, from, opened.peer()),
+        }
+    }
+
+    fn meet_stranger(&mut self, now: Now, endpoint: SocketAddr, public_key: PublicKey) {
+        self.ctx.drop_message(DropReason::HandshakeUnknownPeer);
+        if self
+            .last_stranger
+            .is_none_or(|last| now.monotonic >= last + NOTICE_PAUSE)
+        {
+            self.last_stranger = Some(now.monotonic);
+            self.ctx.notice(
+                None,
+                NoticeEvent::Stranger {
+                    public_key,
+                    endpoint,
+                },
+            );
+        }
+    }
+
+    /// Does something with a peer, and notes when it is due next: not at once again, so that nobody
+    /// can keep the engine from the others.
+    fn with_peer(&mut self, id: TunnelId, now: Now, act: impl FnOnce(&mut Peer, &mut Context)) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            act(peer, &mut self.ctx);
+            let soonest = now.monotonic + Duration::from_millis(1);
+            self.timers
+                .set(id, peer.deadline().map(|due| due.max(soonest)));
+        }
+    }
+
+    fn watch_load(&mut self, now: Now) {
+        let loaded = self.limiter.is_loaded(now.monotonic);
+        if loaded != std::mem::replace(&mut self.loaded, loaded) {
+            let initiations_per_second = self.ctx.node.under_load.cookies_above;
+            let event = if loaded {
+                NoticeEvent::UnderLoad {
+                    initiations_per_second,
+                }
+            } else {
+                NoticeEvent::LoadOver
+            };
+            self.ctx.notice(None, event);
+        }
     }
 }

@@ -2,9 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod context;
+mod cookie;
 mod engine;
+mod handshake;
+mod kem;
 mod keys;
+mod liveness;
 mod notice;
+mod peer;
+mod random;
+mod ratelimit;
+mod timers;
+mod turnover;
+mod wire;
 
 pub use config::{
     ConfigError, Initiate, KemPolicy, LoadPolicy, NodeConfig, PeerConfig, RekeyPolicy,

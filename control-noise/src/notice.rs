@@ -121,7 +121,14 @@ pub enum Disagreement {
 impl Notice {
     /// How urgent.
     pub fn severity(&self) -> Severity {
-        match self.event {
+        self.event.severity()
+    }
+}
+
+impl NoticeEvent {
+    /// How urgent.
+    pub fn severity(&self) -> Severity {
+        match self {
             NoticeEvent::Established { .. } | NoticeEvent::Moved { .. } | NoticeEvent::LoadOver => {
                 Severity::Info
             }

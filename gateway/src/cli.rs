@@ -105,6 +105,9 @@ pub struct DemoArgs {
     /// How long the traffic runs
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub seconds: u32,
+    /// Become one of the demo's gateways
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub gateway: Option<PathBuf>,
 }
 
 /// How a command failed; its number is the exit status.

@@ -18,9 +18,11 @@ use super::{DemoError, namespaces::Namespace};
 use crate::netlink::{Netlink, NetlinkError};
 use esplane_api::IpPrefix;
 use std::{
-    io,
+    collections::BTreeMap,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::Path,
+    time::{Duration, Instant},
 };
 
 /// The MTU of the private networks. A full packet and its ESP headers fit into the Internet's 1500
@@ -29,10 +31,13 @@ const PRIVATE_MTU: u32 = 1400;
 /// Packets a link's queue holds; see [`super::traffic`] on why less would do.
 const QUEUE_PACKETS: u32 = 10_000;
 
+/// How long to wait for links; what then still fails will say so by itself.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// A private network with its host, and its gateway's address in the Internet.
 #[derive(Clone, Copy, Debug)]
 pub struct Site {
-    /// The third octet of nothing, the second of all: 1 or 2.
+    /// 1 or 2.
     pub number: u8,
 }
 
@@ -127,12 +132,37 @@ impl Topology {
         }
         topology.link()?;
         topology.address()?;
+        topology.wait_for_carriers()?;
         Ok(topology)
     }
 
     /// All five.
     pub fn machines(&self) -> [&Namespace; 5] {
         [&self.h1, &self.g1, &self.internet, &self.g2, &self.h2]
+    }
+
+    /// What the kernels have dropped at interfaces, by machine, interface and direction; zeros left
+    /// out. Only for telling where something went missing, so what cannot be read is left out too.
+    pub fn kernel_drops(&self) -> BTreeMap<String, u64> {
+        let mut drops = BTreeMap::new();
+        for machine in self.machines() {
+            let table = machine.enter(|| fs::read_to_string("/proc/thread-self/net/dev"));
+            for line in table.unwrap_or_default().lines().skip(2) {
+                let Some((interface, counters)) = line.split_once(':') else {
+                    continue;
+                };
+                let counters: Vec<&str> = counters.split_whitespace().collect();
+                // bytes packets errs drop … of receive, then of transmit, eight columns each
+                for (direction, column) in [("in", 3), ("out", 11)] {
+                    let count = counters.get(column).and_then(|text| text.parse().ok());
+                    if let Some(count @ 1..) = count {
+                        let place = format!("{} {} {direction}", machine.name(), interface.trim());
+                        drops.insert(place, count);
+                    }
+                }
+            }
+        }
+        drops
     }
 
     /// Whether the machine passes packets on.
@@ -168,6 +198,29 @@ impl Topology {
                 for (end, machine) in [("eth0", host), (router_end, &self.internet)] {
                     let link = netlink.link_index(end).await?;
                     netlink.move_link(link, machine.descriptor()).await?;
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A cable carries only when the kernel has noticed that both ends are up, up to a second later;
+    /// until then packets vanish.
+    fn wait_for_carriers(&self) -> Result<(), DemoError> {
+        let since = Instant::now();
+        for (machine, ends) in [
+            (&self.h1, ["eth0", "eth0"]),
+            (&self.g1, ["inside", "outside"]),
+            (&self.internet, ["a", "b"]),
+            (&self.g2, ["inside", "outside"]),
+            (&self.h2, ["eth0", "eth0"]),
+        ] {
+            configure(machine, async |netlink| {
+                for end in ends {
+                    while !netlink.link(end).await?.running && since.elapsed() < CARRIER_PATIENCE {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
                 }
                 Ok(())
             })?;

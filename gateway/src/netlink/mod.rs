@@ -74,6 +74,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Whether packets pass: up, and the cable connected.
+    pub running: bool,
 }
 
 /// Connection.
@@ -425,6 +427,7 @@ impl Link {
             name: String::new(),
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            running: message.header.flags.contains(LinkFlags::Running),
         };
         for attribute in &message.attributes {
             match attribute {
