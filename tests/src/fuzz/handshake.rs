@@ -7,6 +7,7 @@ use std::{net::SocketAddr, sync::LazyLock};
 
 /// The four zero bytes before every handshake message (RFC 3948 §2.2).
 const NON_ESP_MARKER_BYTES: usize = 4;
+const MAC_BYTES: usize = 16;
 
 /// What the targets must not refuse.
 static GENUINE: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| [first_seeds(), answer_seeds()].concat());
@@ -26,7 +27,11 @@ pub fn handshake_answer(message: &[u8]) {
 }
 
 fn check(engine: &mut Engine, message: &[u8]) {
-    let genuine = GENUINE.iter().any(|seed| seed == message);
+    // MAC2 is looked at under load only.
+    let without_mac2 = |message: &[u8]| message[..message.len().saturating_sub(MAC_BYTES)].to_vec();
+    let genuine = GENUINE
+        .iter()
+        .any(|seed| without_mac2(seed) == without_mac2(message));
     let dropped = |engine: &Engine| engine.drops().iter().map(|(_, count)| count).sum::<u64>();
     let dropped_before = dropped(engine);
     engine.handle_datagram(now(), address(3), message);
@@ -37,7 +42,7 @@ fn check(engine: &mut Engine, message: &[u8]) {
     assert_eq!(
         dropped(engine),
         dropped_before + 1,
-        "a forged message must be dropped by name: {outputs:?}"
+        "a forged message must be dropped by name"
     );
     for output in outputs {
         match output {

@@ -109,7 +109,11 @@ pub fn inner_packet(data: &[u8]) {
 /// The length an IP header claims.
 fn ip_bytes(packet: &[u8]) -> usize {
     let field = |at: usize| usize::from(packet[at]) << 8 | usize::from(packet[at + 1]);
-    if packet[0] >> 4 == 4 { field(2) } else { 40 + field(4) }
+    if packet[0] >> 4 == 4 {
+        field(2)
+    } else {
+        40 + field(4)
+    }
 }
 
 /// A datagram from anybody, on the UDP socket or (first bit of the input) the raw one: never forwarded.

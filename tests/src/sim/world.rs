@@ -2,7 +2,7 @@ use super::{
     Datagram, Gateway, GatewayId, GatewaySpec, Laws, Network, Random, gateway::host, inner_packet,
     number_of,
 };
-use esplane_api::{DropCounters, Now};
+use esplane_api::{DropCounters, DropStage, Now};
 use esplane_control_noise::{LoadPolicy, PeerConfig, StaticSecretKey};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -233,6 +233,20 @@ impl World {
             all += gateway.all_drops();
         }
         all
+    }
+
+    /// # Panics
+    /// If a gateway dropped a packet that is no dummy or keepalive. (Of two handshakes that cross, one is
+    /// dropped by design; that is no packet.)
+    pub fn assert_nothing_dropped(&self) {
+        for (reason, count) in self.drops().iter() {
+            let harmless = reason.is_expected() || reason.stage() == DropStage::Handshake;
+            assert!(
+                count == 0 || harmless,
+                "{count} x {reason}: {}",
+                reason.meaning()
+            );
+        }
     }
 
     /// # Panics

@@ -62,8 +62,8 @@ fn both_peers_restart() {
 #[test]
 fn a_peer_restarts_over_and_over() {
     let (mut world, berlin, oslo) = World::pair(38, |_, _| {});
-    world.flow(berlin, oslo, 20, seconds(300));
-    world.flow(oslo, berlin, 20, seconds(300));
+    world.flow(berlin, oslo, 20, seconds(350));
+    world.flow(oslo, berlin, 20, seconds(350));
     for _ in 0..15 {
         world.run(seconds(20));
         world.restart(oslo);

@@ -90,7 +90,7 @@ fn extended_numbers_cross_two_to_the_32_under_traffic() {
     world.flow(berlin, oslo, 100, seconds(10));
     world.run(seconds(11));
     world.assert_nothing_lost();
-    assert_eq!(world.drops().unexpected(), 0, "{:?}", world.drops());
+    world.assert_nothing_dropped();
     let sas = world[oslo].node.table_writer().sas();
     let highest = sas
         .iter()
