@@ -57,6 +57,7 @@ drop_reasons! {
     Outbound {
         InnerMalformed = "inner_malformed": "Not an IPv4 or IPv6 packet, or its lengths contradict each other",
         NoPolicy = "no_policy": "No policy covers the packet; a route leads here that no peer announces",
+        LinkLocal = "link_local": "Multicast or a neighbour's message that belongs to the link alone (MLD, mDNS, fe80::/10): no tunnel carries it, as it should be",
         PolicyDiscard = "policy_discard": "A policy says to discard the packet",
         BypassUnavailable = "bypass_unavailable": "A policy says to pass the packet in clear, and this driver has no way to do so",
         HoldQueueFull = "hold_queue_full": "No SA yet, and the queue of packets waiting for one is full",
@@ -105,7 +106,7 @@ drop_reasons! {
 impl DropReason {
     /// Whether the packet is one that every healthy tunnel drops now and then by design.
     pub const fn is_expected(self) -> bool {
-        matches!(self, Self::Keepalive | Self::DummyPacket)
+        matches!(self, Self::Keepalive | Self::DummyPacket | Self::LinkLocal)
     }
 }
 

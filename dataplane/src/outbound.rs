@@ -11,7 +11,7 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, TunnelId};
-use std::{ptr, sync::atomic::Ordering::Relaxed};
+use std::{net::IpAddr, ptr, sync::atomic::Ordering::Relaxed};
 
 /// Packets that go through the steps together, at most: bounds what lies on the stack.
 pub(crate) const CHUNK_PACKETS: usize = 64;
@@ -160,7 +160,8 @@ fn classify<'t>(
 fn route<'t>(tables: &'t Tables, flow: &Flow) -> Route<'t> {
     let drop = |reason| Route::Other(Verdict::Drop(reason));
     match tables.spd.decide(flow) {
-        // RFC 4301 §5.1: no policy is discard.
+        // RFC 4301 §5.1: no policy is discard. What the kernel says to its link by itself is no mistake of anyone's.
+        None if stays_on_link(flow.destination) => drop(DropReason::LinkLocal),
         None => drop(DropReason::NoPolicy),
         Some(Decision::Discard) => drop(DropReason::PolicyDiscard),
         Some(Decision::Bypass) => Route::Other(Verdict::Bypass),
@@ -171,6 +172,18 @@ fn route<'t>(tables: &'t Tables, flow: &Flow) -> Route<'t> {
                 None => Route::Other(Verdict::Hold(tunnel.id)),
             },
         },
+    }
+}
+
+/// Whether routers never forward to there (RFC 3927 §2.7, RFC 5771 §4, RFC 4291 §2.5.6 and §2.7).
+fn stays_on_link(destination: IpAddr) -> bool {
+    match destination {
+        IpAddr::V4(v4) => {
+            v4.is_link_local() || v4.is_broadcast() || v4.octets()[..3] == [224, 0, 0]
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unicast_link_local() || (v6.is_multicast() && v6.octets()[1] & 0x0f <= 2)
+        }
     }
 }
 
