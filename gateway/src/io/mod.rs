@@ -7,8 +7,8 @@
 //!   │ one queue a worker    │◀───│        │◀───│  ├─ udp.rs      UdpOuter   RFC 3948  │
 //!   └───────────────────────┘    └────────┘    │  └─ raw_esp.rs  RawEsp  protocol 50 │
 //!                                              └─────────────────────────────────────┘
-//!   mmsg.rs    whole batches through recvmmsg/sendmmsg, straight from and into the arena
-//!   options.rs the socket options rustix does not know
+//!   socket.rs  what both have in common; over mmsg.rs (recvmmsg and sendmmsg, straight into and
+//!              from the arena), control.rs (TOS, local address), name.rs (addresses), options.rs
 //!   poll.rs    sleeping until something arrives, and being woken
 //! ```
 //!
@@ -29,11 +29,14 @@
 //!   worker takes that in place of its own. Such a driver wants `OuterHeaders::Written`.
 #![allow(unsafe_code)] // system calls; every block argues its soundness
 
+mod control;
 mod mmsg;
+mod name;
 mod options;
 pub mod outer;
 pub mod poll;
 pub mod raw_esp;
+mod socket;
 pub mod tun;
 pub mod udp;
 
@@ -97,9 +100,12 @@ impl AddAssign for Traffic {
 
 /// Frame size for inner packets of up to `inner_mtu` bytes: headroom, tailroom, what ESP adds, and
 /// one byte by which a packet that is too big gives itself away. A multiple of the cache line.
+///
+/// Never less than 2048, for a peer's MTU may be larger than ours, and handshake messages are what they are.
 pub const fn frame_bytes(inner_mtu: usize) -> usize {
     const ESP_AND_ONE: usize = 64;
-    (HEADROOM_BYTES + inner_mtu + ESP_AND_ONE + TAILROOM_BYTES).next_multiple_of(64)
+    let bytes = (HEADROOM_BYTES + inner_mtu + ESP_AND_ONE + TAILROOM_BYTES).next_multiple_of(64);
+    if bytes > 2048 { bytes } else { 2048 }
 }
 
 /// Room for data in each frame of `batch`.
@@ -131,7 +137,7 @@ mod tests {
     fn a_frame_holds_the_packet_and_all_that_esp_adds() {
         for mtu in [576, 1280, 1420, 1500, 9000] {
             let frame = frame_bytes(mtu);
-            assert!(frame % 64 == 0 && frame - HEADROOM_BYTES - TAILROOM_BYTES > mtu + 40);
+            assert!(frame.is_multiple_of(64) && frame - HEADROOM_BYTES - TAILROOM_BYTES > mtu + 40);
         }
     }
 }

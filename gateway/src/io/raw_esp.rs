@@ -5,9 +5,8 @@
 //! socket also keeps the kernel from answering each packet with ICMP "protocol unreachable".
 
 use super::{
-    Descriptors, Driver, Traffic,
-    mmsg::MessageSocket,
-    options,
+    Descriptors, Driver, Traffic, options,
+    socket::{MessageSocket, Speaks},
     udp::{BUFFER_BYTES, SocketError},
 };
 use esplane_api::DropCounters;
@@ -54,11 +53,12 @@ impl RawEsp {
             source,
         };
         let v4 = open(AddressFamily::INET, receive)
-            .and_then(|socket| MessageSocket::new(socket, false, Ipv4Addr::UNSPECIFIED.into()))
+            .and_then(|socket| MessageSocket::new(socket, Speaks::V4, Ipv4Addr::UNSPECIFIED.into()))
             .map_err(failed)?;
         let v6 = match open(AddressFamily::INET6, receive) {
             Ok(socket) => Some(
-                MessageSocket::new(socket, true, Ipv6Addr::UNSPECIFIED.into()).map_err(failed)?,
+                MessageSocket::new(socket, Speaks::V6, Ipv6Addr::UNSPECIFIED.into())
+                    .map_err(failed)?,
             ),
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             Err(error) => return Err(failed(error)),

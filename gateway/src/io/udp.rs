@@ -1,6 +1,9 @@
 //! ESP in UDP (RFC 3948) over one UDP socket, shared with the handshake.
 
-use super::{Descriptors, Driver, Traffic, mmsg::MessageSocket, options};
+use super::{
+    Descriptors, Driver, Traffic, options,
+    socket::{MessageSocket, Speaks},
+};
 use esplane_api::DropCounters;
 use esplane_dataplane::batch::{Batch, Outer};
 use rustix::net::{
@@ -17,8 +20,18 @@ pub(super) const BUFFER_BYTES: usize = 8 << 20;
 
 /// One UDP socket of a group that shares a port.
 ///
+/// The kernel spreads packets over the group by the addresses and ports of both ends, so all of one peer's
+/// reach the same worker. (And a flow's answers then leave the TUN by the queue of that worker: the kernel steers
+/// a flow to the queue its packets were written to.) One peer over several cores takes either several
+/// ports or a steering program; neither is here yet.
+///
 /// Listening on `[::]` it takes IPv4 as well; such peers appear with their IPv4 address. GRO is off:
 /// every datagram arrives by itself.
+///
+/// The kernel keeps Don't Fragment per socket. It is set anew whenever the next packet to an IPv4 peer asks for
+/// the other value, one system call for each change: clear lets us and routers fragment, set refuses
+/// what exceeds the interface's MTU and lets routers refuse the rest. Packets to IPv6 peers are fragmented by
+/// this machine's kernel if need be.
 pub struct UdpOuter {
     socket: MessageSocket,
     port: u16,
@@ -75,9 +88,14 @@ impl UdpOuter {
     }
 
     fn over(socket: OwnedFd, listen: SocketAddr) -> io::Result<Self> {
+        let speaks = match listen.ip() {
+            IpAddr::V4(_) => Speaks::V4,
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Speaks::Both,
+            IpAddr::V6(_) => Speaks::V6,
+        };
         Ok(Self {
             port: listen.port(),
-            socket: MessageSocket::new(socket, listen.is_ipv6(), listen.ip())?,
+            socket: MessageSocket::new(socket, speaks, listen.ip())?,
         })
     }
 
@@ -115,7 +133,7 @@ impl UdpOuter {
 
     /// Whether it takes addresses of family IPv6 in system calls.
     pub(super) fn is_ipv6(&self) -> bool {
-        self.socket.bound().is_ipv6()
+        self.socket.is_ipv6()
     }
 }
 

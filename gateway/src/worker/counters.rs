@@ -89,21 +89,21 @@ impl WorkerCounters {
         }
     }
 
-    pub(super) fn from_inner(&self, traffic: Traffic) {
+    pub(super) fn received_inner(&self, traffic: Traffic) {
         self.inner_received.add(traffic);
         add(&self.outbound_batches, 1);
     }
 
-    pub(super) fn from_outer(&self, traffic: Traffic) {
+    pub(super) fn received_outer(&self, traffic: Traffic) {
         self.outer_received.add(traffic);
         add(&self.inbound_batches, 1);
     }
 
-    pub(super) fn to_inner(&self, traffic: Traffic) {
+    pub(super) fn sent_inner(&self, traffic: Traffic) {
         self.inner_sent.add(traffic);
     }
 
-    pub(super) fn to_outer(&self, traffic: Traffic) {
+    pub(super) fn sent_outer(&self, traffic: Traffic) {
         self.outer_sent.add(traffic);
     }
 

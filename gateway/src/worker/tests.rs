@@ -17,9 +17,11 @@ use std::{
 const TUNNEL: TunnelId = TunnelId(7);
 const PATIENCE: Duration = Duration::from_secs(20);
 
+type Arrivals = Arc<Mutex<VecDeque<(Vec<u8>, Outer)>>>;
+
 /// A driver whose packets a test puts in and takes out.
 struct QueueDriver {
-    arriving: Arc<Mutex<VecDeque<(Vec<u8>, Outer)>>>,
+    arriving: Arrivals,
     arrived: Waker,
     leaving: std_mpsc::Sender<(Vec<u8>, Outer)>,
     /// Done instead of receiving, once there is something to receive.
@@ -28,7 +30,7 @@ struct QueueDriver {
 
 /// The test's end of it.
 struct QueueEnd {
-    arriving: Arc<Mutex<VecDeque<(Vec<u8>, Outer)>>>,
+    arriving: Arrivals,
     arrived: Waker,
     leaving: std_mpsc::Receiver<(Vec<u8>, Outer)>,
 }

@@ -9,8 +9,9 @@ use std::{
     time::Duration,
 };
 
-/// Datagrams on their way at once, per flow: fewer than any queue holds.
-const WINDOW: usize = 32;
+/// Datagrams on their way at once, per flow: fewer than fit into the default receive buffer of the one
+/// socket that echoes for all flows.
+const WINDOW: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A UDP socket in a site's namespace; it stays there.
@@ -34,7 +35,13 @@ pub fn echo_numbered_datagrams(sites: &Sites, flows: usize, count: usize) -> usi
             let echoing = scope.spawn(|| {
                 let mut buffer = [0; 2048];
                 for _ in 0..flows * count {
-                    let (bytes, from) = echo.recv_from(&mut buffer).expect("a datagram to echo");
+                    let (bytes, from) = echo.recv_from(&mut buffer).unwrap_or_else(|error| {
+                        panic!(
+                            "{error}\na {:?}\nb {:?}",
+                            sites.a.snapshot(),
+                            sites.b.snapshot()
+                        )
+                    });
                     echo.send_to(&buffer[..bytes], from).unwrap();
                 }
             });

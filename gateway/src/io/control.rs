@@ -1,0 +1,138 @@
+//! Control messages: the TOS byte and the local address of one packet.
+
+use super::name::in_address;
+use esplane_dataplane::batch::Outer;
+use std::{
+    mem,
+    net::{IpAddr, Ipv4Addr},
+};
+
+/// Room for the control messages of one packet: TOS and local address, of either family.
+pub(super) const CONTROL_BYTES: usize = 128;
+
+/// A control buffer.
+#[derive(Clone, Copy)]
+#[repr(C, align(8))] // as cmsghdr wants it
+pub(super) struct Control(pub(super) [u8; CONTROL_BYTES]);
+
+/// Reads what the kernel says of a packet it has delivered.
+///
+/// # Safety
+/// `header` must be as the kernel has filled it in, with its control buffer alive and unchanged.
+pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) {
+    // SAFETY: the caller's promise; the CMSG macros walk within the length that the kernel has set.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !control.is_null() {
+        // SAFETY: `control` came from CMSG_FIRSTHDR or CMSG_NXTHDR and is not null, so it points to a whole
+        // cmsghdr within the control buffer, followed by the data its type promises; the reads are unaligned.
+        unsafe {
+            let data = libc::CMSG_DATA(control);
+            match ((*control).cmsg_level, (*control).cmsg_type) {
+                (libc::IPPROTO_IP, libc::IP_TOS) => outer.tos = data.read(),
+                (libc::IPPROTO_IPV6, libc::IPV6_TCLASS) => {
+                    outer.tos = data.cast::<libc::c_int>().read_unaligned() as u8;
+                }
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info = data.cast::<libc::in_pktinfo>().read_unaligned();
+                    outer.local = Ipv4Addr::from(info.ipi_addr.s_addr.to_ne_bytes()).into();
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
+                    outer.local = IpAddr::from(info.ipi6_addr.s6_addr).to_canonical();
+                }
+                _ => {}
+            }
+            control = libc::CMSG_NXTHDR(header, control);
+        }
+    }
+}
+
+/// Writes TOS and, where it is not the socket's own, the local address. Answers the length of it.
+///
+/// # Safety
+/// `header` must point to [`CONTROL_BYTES`] of control buffer that nobody else uses.
+pub(super) unsafe fn write_control(header: &libc::msghdr, outer: &Outer, bound: IpAddr) -> usize {
+    let tos = libc::c_int::from(outer.tos);
+    let with_local = !outer.local.is_unspecified()
+        && outer.local != bound
+        && outer.local.is_ipv4() == outer.remote.is_ipv4();
+    // SAFETY: the caller's promise for the buffer; each value is of the C type that its option takes.
+    unsafe {
+        let mut writer = ControlWriter::new(header);
+        match (outer.remote.is_ipv4(), outer.local) {
+            (true, IpAddr::V4(local)) => {
+                writer.push(libc::IPPROTO_IP, libc::IP_TOS, tos);
+                if with_local {
+                    writer.push(
+                        libc::IPPROTO_IP,
+                        libc::IP_PKTINFO,
+                        libc::in_pktinfo {
+                            ipi_ifindex: 0,
+                            ipi_spec_dst: in_address(local),
+                            ipi_addr: in_address(Ipv4Addr::UNSPECIFIED),
+                        },
+                    );
+                }
+            }
+            (true, IpAddr::V6(_)) => writer.push(libc::IPPROTO_IP, libc::IP_TOS, tos),
+            (false, local) => {
+                writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos);
+                if let (true, IpAddr::V6(local)) = (with_local, local) {
+                    writer.push(
+                        libc::IPPROTO_IPV6,
+                        libc::IPV6_PKTINFO,
+                        libc::in6_pktinfo {
+                            ipi6_addr: libc::in6_addr {
+                                s6_addr: local.octets(),
+                            },
+                            ipi6_ifindex: 0,
+                        },
+                    );
+                }
+            }
+        }
+        writer.length
+    }
+}
+
+/// Lays control messages one behind the other.
+struct ControlWriter<'a> {
+    header: &'a libc::msghdr,
+    next: *mut libc::cmsghdr,
+    length: usize,
+}
+
+impl<'a> ControlWriter<'a> {
+    /// # Safety
+    /// `header` must point to a control buffer of `msg_controllen` bytes that nobody else uses.
+    unsafe fn new(header: &'a libc::msghdr) -> Self {
+        Self {
+            header,
+            // SAFETY: the caller's promise.
+            next: unsafe { libc::CMSG_FIRSTHDR(header) },
+            length: 0,
+        }
+    }
+
+    /// # Safety
+    /// `value` must be of the C type that the option takes.
+    unsafe fn push<T>(&mut self, level: libc::c_int, kind: libc::c_int, value: T) {
+        let bytes = mem::size_of::<T>() as libc::c_uint;
+        // SAFETY: CMSG_SPACE computes. `next` lies within the control buffer, and there is room for the message,
+        // for this is checked first; the fields of a cmsghdr and the bytes behind it may be written freely.
+        unsafe {
+            let space = libc::CMSG_SPACE(bytes) as usize;
+            if self.next.is_null() || self.length + space > CONTROL_BYTES {
+                return;
+            }
+            (*self.next).cmsg_level = level;
+            (*self.next).cmsg_type = kind;
+            (*self.next).cmsg_len = libc::CMSG_LEN(bytes) as _;
+            libc::CMSG_DATA(self.next)
+                .cast::<T>()
+                .write_unaligned(value);
+            self.length += space;
+            self.next = self.header.msg_control.cast::<u8>().add(self.length).cast();
+        }
+    }
+}

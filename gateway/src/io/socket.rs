@@ -1,0 +1,284 @@
+//! A datagram socket that moves batches: what UDP and raw sockets have in common.
+
+use super::{
+    Traffic,
+    mmsg::{MESSAGES_MAX, Messages},
+    options,
+};
+use arrayvec::ArrayVec;
+use esplane_api::{DropCounters, DropReason};
+use esplane_dataplane::batch::{Batch, Outer, Verdict};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+/// How often the transmission of one run waits for room in the send buffer before it gives up on the rest…
+const FULL_RETRIES: u32 = 4;
+/// … and how long each time. Together a few milliseconds: longer would only fill the queues before.
+const FULL_WAIT: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 2_000_000,
+};
+/// Errors queued on a socket (ICMP) that one receipt or transmission steps over.
+const QUEUED_ERRORS_MAX: u32 = 16;
+
+/// Which addresses a socket can have to do with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// A socket of family AF_INET.
+    V4,
+    /// A socket of family AF_INET6.
+    V6,
+    /// A socket of family AF_INET6 to which IPv4 addresses appear as mapped ones.
+    Both,
+}
+
+/// A datagram socket that moves batches.
+pub(super) struct MessageSocket {
+    socket: OwnedFd,
+    speaks: Speaks,
+    /// The address it is bound to; unspecified for any.
+    bound: IpAddr,
+    /// How its Don't Fragment bit is set; `None`: IPv6 has none, or someone else looks after it.
+    df: Option<bool>,
+    messages: Messages,
+}
+
+impl MessageSocket {
+    /// Takes a non-blocking socket bound to `bound`.
+    pub(super) fn new(socket: OwnedFd, speaks: Speaks, bound: IpAddr) -> io::Result<Self> {
+        let mut new = Self {
+            socket,
+            speaks,
+            bound,
+            df: None,
+            messages: Messages::new(),
+        };
+        if speaks != Speaks::V6 {
+            options::set_dont_fragment(new.as_fd(), false)?;
+            new.df = Some(false);
+        }
+        Ok(new)
+    }
+
+    /// The same socket again, for another thread to send with. Leaves the Don't Fragment bit as it is.
+    pub(super) fn another_sender(&self) -> io::Result<Self> {
+        Ok(Self {
+            socket: self.socket.try_clone()?,
+            speaks: self.speaks,
+            bound: self.bound,
+            df: None,
+            messages: Messages::new(),
+        })
+    }
+
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Whether it can send to this address.
+    pub(super) fn reaches(&self, remote: IpAddr) -> bool {
+        match self.speaks {
+            Speaks::V4 => remote.is_ipv4(),
+            Speaks::V6 => remote.is_ipv6(),
+            Speaks::Both => true,
+        }
+    }
+
+    /// Whether system calls on it take addresses of family AF_INET6.
+    pub(super) fn is_ipv6(&self) -> bool {
+        self.speaks != Speaks::V4
+    }
+
+    /// Fills the batch until nothing is left or it is full. `finish` sees each packet once it is in.
+    pub(super) fn receive(
+        &mut self,
+        batch: &mut Batch,
+        drops: &mut DropCounters,
+        udp: bool,
+        finish: impl Fn(&mut Batch, usize),
+    ) -> io::Result<()> {
+        let mut queued_errors = 0;
+        while !batch.is_full() {
+            let (asked, result) = self.messages.receive(self.socket.as_fd(), batch);
+            let arrived = match result {
+                Ok(arrived) => arrived,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // An ICMP error about something sent earlier: this receipt takes it off the socket.
+                Err(error) if passes(&error) && queued_errors < QUEUED_ERRORS_MAX => {
+                    queued_errors += 1;
+                    continue;
+                }
+                Err(error) if passes(&error) => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            self.messages.take(arrived, batch, drops, udp, &finish);
+            if arrived < asked {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the Forward'ed packets that `claims` says are for this socket, in order.
+    pub(super) fn transmit(
+        &mut self,
+        batch: &Batch,
+        claims: impl Fn(&Outer) -> bool,
+        drops: &mut DropCounters,
+    ) -> Traffic {
+        let mut sent = Traffic::default();
+        let mut run: ArrayVec<usize, MESSAGES_MAX> = ArrayVec::new();
+        for (index, packet) in batch.packets().iter().enumerate() {
+            if packet.verdict != Verdict::Forward || !claims(&packet.outer) {
+                continue;
+            }
+            // The kernel keeps DF per socket, not per packet: a run ends where it changes.
+            let ipv4 = packet.outer.remote.is_ipv4();
+            let changes = ipv4 && self.df.is_some_and(|df| df != packet.outer.df);
+            if run.is_full() || (changes && !run.is_empty()) {
+                sent += self.transmit_run(batch, &run, drops);
+                run.clear();
+            }
+            if changes {
+                self.set_df(packet.outer.df);
+            }
+            run.push(index);
+        }
+        sent += self.transmit_run(batch, &run, drops);
+        sent
+    }
+
+    fn set_df(&mut self, df: bool) {
+        // It cannot fail on a socket where it worked before; if it does, packets leave with the other bit.
+        if options::set_dont_fragment(self.socket.as_fd(), df).is_ok() {
+            self.df = Some(df);
+        }
+    }
+
+    /// Sends one run; what the kernel refuses is stepped over and counted.
+    fn transmit_run(&mut self, batch: &Batch, run: &[usize], drops: &mut DropCounters) -> Traffic {
+        let mut sent = Traffic::default();
+        let (mut at, mut full, mut queued_errors) = (0, 0, 0);
+        let ipv6 = self.is_ipv6();
+        self.messages.prepare_to_send(batch, run, ipv6, self.bound);
+        while at < run.len() {
+            // SAFETY: prepared for `run` just now, and `batch` is borrowed until we return.
+            let result = unsafe { self.messages.send(self.socket.as_fd(), at..run.len()) };
+            let error = match result {
+                Ok(count) => {
+                    for index in &run[at..at + count] {
+                        sent.add(batch.packets()[*index].data_bytes());
+                    }
+                    at += count;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) if full < FULL_RETRIES => {
+                    full += 1;
+                    let mut until_room = [PollFd::new(&self.socket, PollFlags::OUT)];
+                    let _ = poll(&mut until_room, Some(&FULL_WAIT));
+                }
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
+                    drops.add(DropReason::TransmitQueueFull, (run.len() - at) as u64);
+                    break;
+                }
+                // Perhaps an ICMP error about an earlier packet, taken off the socket now: try again.
+                Some(libc::ECONNREFUSED) if queued_errors < QUEUED_ERRORS_MAX => {
+                    queued_errors += 1;
+                }
+                // No route, too big, forbidden…: this packet's own fault.
+                _ => {
+                    drops.add(DropReason::TransmitFailed, 1);
+                    at += 1;
+                }
+            }
+        }
+        sent
+    }
+}
+
+/// Trouble that concerns single packets or passes by itself; the socket lives on.
+fn passes(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EINTR
+                | libc::ECONNREFUSED
+                | libc::ECONNRESET
+                | libc::EHOSTUNREACH
+                | libc::EHOSTDOWN
+                | libc::ENETUNREACH
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EPROTO
+                | libc::EMSGSIZE
+                | libc::ENOBUFS
+                | libc::ENOMEM
+                | libc::EACCES
+                | libc::EPERM
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::Netlink;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, sockopt};
+    use std::net::Ipv4Addr;
+
+    /// Behind a router that answers no ARP the kernel keeps packets, and with them the send buffer, for
+    /// seconds: long past our patience.
+    #[test]
+    fn a_send_buffer_that_stays_full_costs_packets_but_each_is_counted() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let story = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            runtime.unwrap().block_on(async {
+                let netlink = Netlink::open().unwrap();
+                netlink.add_veth_pair("link", "nobody").await.unwrap();
+                for name in ["link", "nobody"] {
+                    let link = netlink.link_index(name).await.unwrap();
+                    netlink.set_up(link).await.unwrap();
+                }
+                let link = netlink.link_index("link").await.unwrap();
+                let here = "192.0.2.1".parse().unwrap();
+                netlink.add_address(link, here, 24).await.unwrap();
+            });
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None).unwrap();
+            sockopt::set_socket_send_buffer_size(&socket, 4096).unwrap();
+            let any = Ipv4Addr::UNSPECIFIED.into();
+            let mut socket = MessageSocket::new(socket, Speaks::V4, any).unwrap();
+            let outer = Outer {
+                remote: "192.0.2.99:4500".parse().unwrap(),
+                udp: true,
+                ..Outer::NONE
+            };
+            let mut batch = Batch::new(100, 2048);
+            while batch.push(&[0; 1000], outer) {}
+            for packet in batch.packets_mut() {
+                packet.verdict = Verdict::Forward;
+            }
+            let mut drops = DropCounters::default();
+            let sent = socket.transmit(&batch, |_| true, &mut drops);
+            let full = drops[DropReason::TransmitQueueFull];
+            assert!(sent.packets > 0 && full > 0, "{sent:?} {drops:?}");
+            assert_eq!((sent.packets + full, drops.unexpected()), (100, full));
+        };
+        std::thread::spawn(story).join().unwrap();
+    }
+}
