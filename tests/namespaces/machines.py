@@ -236,13 +236,13 @@ api:
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    def signal(self, number):
+    def send(self, number):
         self.process.send_signal(number)
 
     def stop(self, number=signal.SIGTERM):
         """Ends it; returns its exit status."""
         if self.process and self.process.poll() is None:
-            self.signal(number)
+            self.send(number)
         return self.process.wait(timeout=15)
 
     def log(self):
