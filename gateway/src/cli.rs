@@ -187,3 +187,95 @@ pub fn show(args: &ShowArgs, output: &mut impl io::Write) -> Result<(), Failure>
     let status = show::fetch(&target).map_err(Failure::runtime)?;
     show::print(&status, args.what, args.json, output).map_err(Failure::runtime)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_command_line_is_well_formed_and_every_command_explains_itself() {
+        Cli::command().debug_assert();
+        for command in Cli::command().get_subcommands() {
+            assert!(command.get_about().is_some(), "{}", command.get_name());
+            for argument in command.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} {}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn lines_from_the_readme_are_understood() {
+        for line in [
+            "esplane run -c esplane.yaml",
+            "esplane check --config esplane.yaml",
+            "esplane keygen -o node.key",
+            "esplane pubkey node.key",
+            "esplane pubkey",
+            "esplane genpsk",
+            "esplane show",
+            "esplane show sas --json",
+            "esplane show drops -c esplane.yaml",
+            "esplane show routes --api 127.0.0.1:9470",
+            "esplane demo --seconds 10 --json",
+        ] {
+            assert!(parse(line).is_ok(), "{line}");
+        }
+        let Ok(Command::Show(show)) = parse("esplane show") else {
+            panic!("show is show");
+        };
+        assert_eq!(show.what, ShowWhat::Peers);
+        let Ok(Command::Demo(demo)) = parse("esplane demo") else {
+            panic!("demo is demo");
+        };
+        assert_eq!((demo.seconds, demo.json), (10, false));
+    }
+
+    #[test]
+    fn wrong_usage_ends_with_status_2() {
+        for line in [
+            "esplane",
+            "esplane fly",
+            "esplane run",
+            "esplane show everything",
+            "esplane show -c a.yaml --api b",
+            "esplane demo --seconds 0",
+            "esplane demo --seconds soon",
+        ] {
+            assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_configuration_is_another_failure_than_a_daemon_that_is_not_there() {
+        let config = ConfigArgs {
+            config: "/nowhere/esplane.yaml".into(),
+        };
+        let error = check(&config, &mut Vec::new()).unwrap_err();
+        assert!(matches!(error, Failure::Configuration(_)), "{error}");
+        assert_eq!(
+            format!("{:?}", error.exit_code()),
+            format!("{:?}", ExitCode::from(2))
+        );
+        let mut args = ShowArgs {
+            what: ShowWhat::Peers,
+            json: false,
+            config: None,
+            api: Some("/nowhere/esplane.sock".to_owned()),
+        };
+        let error = show(&args, &mut Vec::new()).unwrap_err();
+        assert!(matches!(error, Failure::Runtime(_)), "{error}");
+        args.api = Some("nonsense".to_owned());
+        let error = show(&args, &mut Vec::new()).unwrap_err();
+        assert!(matches!(error, Failure::Configuration(_)), "{error}");
+    }
+}

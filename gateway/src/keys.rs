@@ -99,3 +99,66 @@ fn write_new(file: &Path, text: &str) -> Result<(), KeyCommandError> {
 fn print(output: &mut impl Write, text: &str) -> Result<(), KeyCommandError> {
     writeln!(output, "{text}").map_err(KeyCommandError::Output)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    fn text(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).unwrap().trim_end()
+    }
+
+    #[test]
+    fn a_private_key_goes_into_a_private_file_and_its_public_half_to_the_terminal() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("node.key");
+        let (mut made, mut read) = (Vec::new(), Vec::new());
+        keygen(Some(&file), &mut made).unwrap();
+        assert_eq!(
+            fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let secret = fs::read_to_string(&file).unwrap();
+        assert_ne!(text(secret.as_bytes()), text(&made));
+        pubkey(Some(&file), &mut io::empty(), &mut read).unwrap();
+        assert_eq!(made, read);
+        let mut piped = Vec::new();
+        pubkey(None, &mut secret.as_bytes(), &mut piped).unwrap();
+        assert_eq!(made, piped, "and the same from standard input");
+    }
+
+    #[test]
+    fn an_existing_key_is_never_overwritten() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("node.key");
+        fs::write(&file, "in use").unwrap();
+        let error = keygen(Some(&file), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("exists already"), "{error}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "in use");
+    }
+
+    #[test]
+    fn every_key_is_another_one() {
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        keygen(None, &mut first).unwrap();
+        keygen(None, &mut second).unwrap();
+        assert_ne!(first, second);
+        assert!(text(&first).parse::<StaticSecretKey>().is_ok());
+        let mut shared = Vec::new();
+        genpsk(&mut shared).unwrap();
+        assert!(text(&shared).parse::<PresharedKey>().is_ok());
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_without_repeating_it() {
+        let error = pubkey(None, &mut &b"hunter2"[..], &mut Vec::new()).unwrap_err();
+        let shown = error.to_string();
+        assert!(
+            shown.contains("-: not a key") && !shown.contains("hunter2"),
+            "{shown}"
+        );
+        let endless = pubkey(None, &mut io::repeat(b'A'), &mut Vec::new());
+        assert!(endless.is_err());
+    }
+}

@@ -453,3 +453,187 @@ impl Table {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::RouteRow;
+
+    fn printed(status: &Status, what: ShowWhat) -> String {
+        let mut output = Vec::new();
+        print(status, what, false, &mut output).unwrap();
+        String::from_utf8(output).unwrap()
+    }
+
+    fn two_peers() -> Status {
+        let paris = PeerRow {
+            name: "paris".to_owned(),
+            endpoint: Some("192.0.2.7:4500".to_owned()),
+            state: "established".to_owned(),
+            up: true,
+            last_handshake_seconds_ago: Some(75),
+            suite: Some("aes128gcm16".to_owned()),
+            kem: Some("ml-kem-768".to_owned()),
+            received: Traffic {
+                packets: 3,
+                bytes: 1536,
+                ..Traffic::default()
+            },
+            ..PeerRow::default()
+        };
+        let rome = PeerRow {
+            name: "rome\u{1b}[2J".to_owned(),
+            state: "connecting".to_owned(),
+            ..PeerRow::default()
+        };
+        Status {
+            node: "berlin".to_owned(),
+            version: "0.1.0".to_owned(),
+            uptime_seconds: 90_000,
+            peers: vec![paris, rome],
+            ..Status::default()
+        }
+    }
+
+    #[test]
+    fn peers_stand_in_columns_under_a_headline() {
+        assert_eq!(
+            printed(&two_peers(), ShowWhat::Peers),
+            "\
+berlin: esplane 0.1.0, up 1d 1h, ready, 1 of 2 tunnels up, 0 rekeys
+PEER      ENDPOINT        STATE            HANDSHAKE   RECEIVED              SENT             SUITE        KEM
+paris     192.0.2.7:4500  up, established  1m 15s ago  1.50 KiB (3 packets)  0 B (0 packets)  aes128gcm16  ml-kem-768
+rome?[2J  -               connecting       -           0 B (0 packets)       0 B (0 packets)  -            -
+"
+        );
+    }
+
+    #[test]
+    fn drops_come_with_what_they_mean_and_routes_with_what_is_missing() {
+        let mut status = Status::default();
+        assert_eq!(printed(&status, ShowWhat::Drops), "no packet was dropped\n");
+        status.drops.insert("replay_duplicate".to_owned(), 12);
+        assert_eq!(
+            printed(&status, ShowWhat::Drops),
+            "PACKETS  REASON            MEANING\n12       replay_duplicate  The sequence number has been received before\n"
+        );
+        status.routes.push(RouteRow {
+            destination: "10.2.0.0/16".to_owned(),
+            peer: "paris".to_owned(),
+            metric: 100,
+            installed: false,
+            problem: Some("File exists".to_owned()),
+        });
+        assert!(
+            printed(&status, ShowWhat::Routes)
+                .ends_with("10.2.0.0/16  paris  100     not installed: File exists\n")
+        );
+        assert_eq!(printed(&status, ShowWhat::Sas), "no SA is installed\n");
+    }
+
+    #[test]
+    fn an_sa_is_shown_from_sender_to_receiver() {
+        let sa = |direction: &str, active| SaRow {
+            peer: "paris".to_owned(),
+            direction: direction.to_owned(),
+            local: "192.0.2.1".to_owned(),
+            remote: "192.0.2.2".to_owned(),
+            active,
+            ..SaRow::default()
+        };
+        let status = Status {
+            sas: vec![
+                sa("inbound", true),
+                sa("outbound", true),
+                sa("outbound", false),
+            ],
+            ..Status::default()
+        };
+        let shown = printed(&status, ShowWhat::Sas);
+        let lines: Vec<&str> = shown.lines().collect();
+        assert!(
+            lines[1].contains("192.0.2.2  192.0.2.1") && lines[1].ends_with("receives"),
+            "{shown}"
+        );
+        assert!(
+            lines[2].contains("192.0.2.1  192.0.2.2") && lines[2].ends_with("sends"),
+            "{shown}"
+        );
+        assert!(lines[3].ends_with("stands by"), "{shown}");
+    }
+
+    #[test]
+    fn json_holds_the_same_rows() {
+        let status = two_peers();
+        let mut output = Vec::new();
+        print(&status, ShowWhat::Peers, true, &mut output).unwrap();
+        let rows: Vec<PeerRow> = serde_json::from_slice(&output).unwrap();
+        assert_eq!(rows, status.peers);
+    }
+
+    #[test]
+    fn quantities_keep_three_digits() {
+        for (count, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_239, "10.0 KiB"),
+            (1_048_575, "1.00 MiB"),
+            (123 << 30, "123 GiB"),
+            (u64::MAX, "16.0 EiB"),
+        ] {
+            assert_eq!(bytes(count), text);
+        }
+        for (seconds, text) in [
+            (59, "59s"),
+            (3599, "59m 59s"),
+            (3600, "1h 0m"),
+            (86_400, "1d 0h"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_esplane_is_told_apart() {
+        let target: Target = "127.0.0.1:9470".parse().unwrap();
+        for (answer, phrase) in [
+            (&b"SSH-2.0-OpenSSH_9.2\r\n\r\n"[..], "is no esplane"),
+            (b"", "not HTTP"),
+            (b"HTTP/1.1 200 OK\r\n\r\n<html>", "is no esplane"),
+            (
+                b"HTTP/1.1 403 Forbidden\x1b\r\n\r\n",
+                "403 Forbidden\\u{1b}",
+            ),
+        ] {
+            let error = understand(&target, answer).unwrap_err().to_string();
+            assert!(error.contains(phrase), "{error}");
+        }
+        for text in ["", "localhost", "localhost:0", "localhost:http"] {
+            assert!(text.parse::<Target>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_daemon_on_every_address_is_asked_on_loopback() {
+        let api = |listen: &str| Api {
+            listen: Some(listen.parse().unwrap()),
+            socket: None,
+        };
+        assert_eq!(
+            Target::of(&api("0.0.0.0:9470")).unwrap(),
+            Target::Tcp("127.0.0.1:9470".to_owned())
+        );
+        assert_eq!(
+            Target::of(&api("[::]:9470")).unwrap(),
+            Target::Tcp("[::1]:9470".to_owned())
+        );
+        assert!(
+            Target::of(&Api {
+                listen: None,
+                socket: None
+            })
+            .is_err()
+        );
+    }
+}

@@ -276,3 +276,111 @@ impl TrafficLedger {
         self.totals.get(&tunnel).copied().unwrap_or_default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esplane_api::{AeadSuite, Direction, Esn, OuterPath, SaStatistics, Spi, UdpEncap};
+
+    fn sa(tunnel: u32, direction: Direction, spi: u32, packets: u64) -> SaStatus {
+        let encap = UdpEncap {
+            local_port: 4500,
+            remote_port: 4501,
+        };
+        let (local, remote) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        SaStatus {
+            id: SaId {
+                tunnel: TunnelId(tunnel),
+                direction,
+                spi: Spi::new(spi).unwrap(),
+            },
+            suite: AeadSuite::Aes128Gcm16,
+            esn: Esn::On,
+            path: OuterPath::new(local, remote, Some(encap)).unwrap(),
+            active: true,
+            sequence: packets,
+            statistics: SaStatistics {
+                packets,
+                bytes: packets * 100,
+                ..SaStatistics::default()
+            },
+        }
+    }
+
+    #[test]
+    fn a_tunnels_totals_go_on_when_its_sas_are_replaced() {
+        use Direction::{Inbound, Outbound};
+        let mut ledger = TrafficLedger::default();
+        let sent = |ledger: &TrafficLedger| ledger.totals(TunnelId(1)).0.packets;
+        ledger.observe(&[
+            sa(1, Outbound, 300, 10),
+            sa(1, Inbound, 400, 3),
+            sa(2, Outbound, 300, 99),
+        ]);
+        assert_eq!(sent(&ledger), 10);
+        // Rekeying: the new SA beside the old one.
+        ledger.observe(&[sa(1, Outbound, 300, 12), sa(1, Outbound, 301, 5)]);
+        assert_eq!(sent(&ledger), 17);
+        // The old one is gone, the new one goes on; then a long silence.
+        ledger.observe(&[sa(1, Outbound, 301, 6)]);
+        ledger.observe(&[]);
+        assert_eq!(sent(&ledger), 18);
+        // The same SPI again is another SA.
+        ledger.observe(&[sa(1, Outbound, 301, 2)]);
+        assert_eq!(sent(&ledger), 20);
+        assert_eq!(
+            ledger.totals(TunnelId(1)).1,
+            Traffic {
+                packets: 3,
+                bytes: 300,
+                ..Traffic::default()
+            }
+        );
+        assert_eq!(ledger.totals(TunnelId(2)).0.packets, 99);
+        ledger.retain(|tunnel| tunnel == TunnelId(1));
+        assert_eq!(ledger.totals(TunnelId(2)).0.packets, 0);
+    }
+
+    #[test]
+    fn a_counter_that_starts_again_in_between_is_not_subtracted() {
+        let mut ledger = TrafficLedger::default();
+        ledger.observe(&[sa(1, Direction::Outbound, 300, 10)]);
+        ledger.observe(&[sa(1, Direction::Outbound, 300, 4)]);
+        assert_eq!(ledger.totals(TunnelId(1)).0.packets, 14);
+    }
+
+    #[test]
+    fn a_status_survives_its_way_through_json() {
+        let mut drops = DropCounters::default();
+        drops.add(DropReason::NoPolicy, 3);
+        let mut status = Status {
+            node: "n".to_owned(),
+            sas: vec![SaRow::new(&sa(1, Direction::Inbound, 300, 7), "paris")],
+            peers: vec![PeerRow {
+                endpoint: Some("[::1]:1".to_owned()),
+                ..PeerRow::default()
+            }],
+            ..Status::default()
+        };
+        status.add_drops(&drops);
+        status.add_drops(&drops);
+        let json = serde_json::to_string(&status).unwrap();
+        assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+        assert_eq!(
+            (
+                status.dropped(DropReason::NoPolicy),
+                status.dropped(DropReason::UnknownSpi)
+            ),
+            (6, 0)
+        );
+        let row = &status.sas[0];
+        assert_eq!(
+            (row.local.as_str(), row.remote.as_str()),
+            ("192.0.2.1:4500", "192.0.2.2:4501")
+        );
+        assert_eq!(
+            (row.spi.as_str(), row.encapsulation.as_str()),
+            ("0x0000012c", "udp")
+        );
+    }
+}

@@ -26,6 +26,8 @@ mod problem;
 mod resolve;
 mod secrets;
 mod static_sas;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 pub use problem::{ConfigError, Problem};

@@ -39,7 +39,8 @@ impl Config {
         peers.chain(self.static_sas.iter().map(|sa| sa.name.as_str()))
     }
 
-    /// All peers for [`esplane_control_noise::Engine::set_peers`]; `resolve` answers for endpoints that are DNS names.
+    /// All peers for [`esplane_control_noise::Engine::set_peers`]; `resolve` is
+    /// asked for peers whose endpoint is a DNS name.
     /// A peer whose name `ids` does not know is left out.
     pub fn noise_peers(
         &self,
@@ -48,7 +49,13 @@ impl Config {
     ) -> Vec<PeerConfig> {
         self.peers
             .iter()
-            .filter_map(|peer| Some(peer.to_noise(ids.get(&peer.name)?, resolve(peer))))
+            .filter_map(|peer| {
+                let resolved = match &peer.endpoint {
+                    Some(Endpoint::Name { .. }) => resolve(peer),
+                    Some(Endpoint::Address(_)) | None => None,
+                };
+                Some(peer.to_noise(ids.get(&peer.name)?, resolved))
+            })
             .collect()
     }
 }

@@ -17,8 +17,10 @@ pub struct Problem {
     pub path: String,
     /// What is wrong and what would be right.
     pub message: String,
-    /// The line it stands in, with keys masked.
-    source_line: String,
+    /// What is shown of its line, with keys masked.
+    quote: String,
+    /// Where in `quote` the carets start, and how many.
+    caret: usize,
     width: usize,
 }
 
@@ -79,11 +81,14 @@ impl Problem {
         write!(f, "{}:{line}:{column}: {}", file.display(), self.message)?;
         let number = line.to_string();
         let gutter = " ".repeat(number.len());
-        write!(f, "\n {gutter} |\n {number} | {}", self.source_line)?;
-        let indent = " ".repeat(column.saturating_sub(1));
-        write!(f, "\n {gutter} | {indent}{}", "^".repeat(self.width.max(1)))
+        write!(f, "\n {gutter} |\n {number} | {}", self.quote)?;
+        let indent = " ".repeat(self.caret);
+        write!(f, "\n {gutter} | {indent}{}", "^".repeat(self.width))
     }
 }
+
+/// Nobody reads more, and whoever sends nonsense to the API must not keep us busy.
+const MAX_PROBLEMS: usize = 50;
 
 /// Gathers problems while a document is resolved.
 pub(super) struct Problems<'a> {
@@ -105,23 +110,21 @@ impl<'a> Problems<'a> {
         path: impl Into<String>,
         message: impl fmt::Display,
     ) {
+        if self.found.len() == MAX_PROBLEMS {
+            return;
+        }
         let (line, column) = (at.line() as usize, at.column() as usize);
-        let source_line = match line {
-            0 => String::new(),
-            _ => shown_line(self.source.lines().nth(line - 1).unwrap_or_default()),
-        };
-        let room = source_line
-            .trim_end()
-            .chars()
-            .count()
-            .saturating_sub(column.saturating_sub(1));
+        let source_line = self.source.lines().nth(line.wrapping_sub(1));
+        let (quote, caret) = quote(source_line.unwrap_or_default(), column);
+        let room = quote.trim_end().chars().count().saturating_sub(caret);
         self.found.push(Problem {
             line,
             column,
             path: path.into(),
             message: masked(&message.to_string()),
             width: (at.span().len() as usize).clamp(1, room.max(1)),
-            source_line,
+            caret,
+            quote,
         });
     }
 
@@ -137,15 +140,21 @@ impl<'a> Problems<'a> {
     }
 }
 
-/// A source line fit for a terminal: bounded, no control characters, keys masked.
-fn shown_line(line: &str) -> String {
-    const MAX_CHARS: usize = 200;
-    let printable: String = line
+/// The part of a line around `column`, fit for a terminal: bounded, no control characters, keys
+/// masked; and where `column` is in it, from 0.
+fn quote(line: &str, column: usize) -> (String, usize) {
+    const CHARS: usize = 160;
+    const CHARS_BEFORE: usize = 120;
+    let column = column.saturating_sub(1);
+    let skipped = column.saturating_sub(CHARS_BEFORE);
+    // Masked as a whole: half a key is a secret too.
+    let quote = masked(line)
         .chars()
-        .take(MAX_CHARS)
+        .skip(skipped)
+        .take(CHARS)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
-    masked(&printable)
+    (quote, column - skipped)
 }
 
 /// Replaces each run of 32 or more hexadecimal digits, which may be a key, by as many stars.
@@ -181,7 +190,17 @@ mod tests {
 
     #[test]
     fn an_escape_sequence_in_the_file_does_not_reach_the_terminal() {
-        assert_eq!(shown_line("name: \u{1b}[2Jx"), "name:  [2Jx");
-        assert_eq!(shown_line(&"x".repeat(9999)).len(), 200);
+        assert_eq!(quote("name: \u{1b}[2Jx", 7), ("name:  [2Jx".to_owned(), 6));
+    }
+
+    #[test]
+    fn a_long_line_is_quoted_around_its_problem_and_no_key_is_cut_in_half() {
+        let line = format!("{}{}{}", "x".repeat(500), "ab".repeat(32), "y".repeat(500));
+        let (shown, caret) = quote(&line, 565);
+        assert_eq!((shown.len(), caret), (160, 120));
+        assert!(
+            !shown.contains("ab") && shown.contains("x***") && shown.contains("*yy"),
+            "{shown}"
+        );
     }
 }

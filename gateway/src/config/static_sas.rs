@@ -10,9 +10,9 @@ use super::{
     secrets, yaml,
 };
 use esplane_api::{
-    AeadSuite, DfPolicy, Direction, Esn, IpPrefix, KeyMaterial, Lifetime, OuterPath, Policy,
-    PolicyAction, SaPair, SaParams, SelectorPair, SequenceStart, Spi, TrafficSelector, TunnelId,
-    TunnelParams, UdpEncap, WindowSize,
+    AeadSuite, DfPolicy, Direction, Esn, IpPrefix, KeyMaterial, Lifetime, OuterPath, PathError,
+    Policy, PolicyAction, SaPair, SaParams, SelectorPair, SequenceStart, Spi, TrafficSelector,
+    TunnelId, TunnelParams, UdpEncap, WindowSize,
 };
 use std::{
     collections::BTreeMap,
@@ -275,7 +275,12 @@ fn path(
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let path = OuterPath::new(local.unwrap_or(any), remote, encap);
-    report(p, &document.remote, &format!("{prefix}remote"), path)
+    match (&path, &document.local) {
+        (Err(PathError::MixedFamilies { .. }), Some(at)) => {
+            report(p, at, &format!("{prefix}local"), path)
+        }
+        _ => report(p, &document.remote, &format!("{prefix}remote"), path),
+    }
 }
 
 fn address(p: &mut Problems<'_>, at: &At<String>, path: &str) -> Option<IpAddr> {

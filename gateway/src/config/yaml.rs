@@ -134,6 +134,12 @@ fn explain(error: &Error) -> String {
         Error::MultipleDocuments { .. } => {
             "a second YAML document starts here; a configuration is one document".to_owned()
         }
+        Error::Unexpected { expected, .. } => expectation(expected),
+        Error::InvalidScalar { ty, .. } => expectation(ty),
+        Error::NullIntoString { .. } => "the value is missing here; write one".to_owned(),
+        Error::UnknownAnchor { .. } => {
+            "this alias has no anchor; quote the text if it shall start with `*`".to_owned()
+        }
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
@@ -141,7 +147,24 @@ fn explain(error: &Error) -> String {
             "too deep, too large or too many aliases for a configuration ({})",
             text_of(error)
         ),
-        other => text_of(other),
+        other => match text_of(other) {
+            text if text.contains("tab") => format!("{text}; YAML is indented with spaces only"),
+            text => text,
+        },
+    }
+}
+
+/// What should stand there, by the parser's name for it.
+fn expectation(expected: &str) -> String {
+    match expected {
+        "string scalar" => "a single value is expected here, no list and no keys".to_owned(),
+        "sequence start" => {
+            "a list is expected here; write [A, B], or lines that start with `-`".to_owned()
+        }
+        "mapping start" => "keys with values are expected here; write KEY: VALUE".to_owned(),
+        "boolean" => "use true or false here".to_owned(),
+        "u64" => "a whole number of at least 0 is expected here".to_owned(),
+        other => format!("expected {other} here"),
     }
 }
 

@@ -13,6 +13,8 @@
 mod routes;
 mod server;
 mod socket;
+#[cfg(test)]
+mod tests;
 
 pub use server::{BindError, Server};
 

@@ -17,16 +17,34 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-/// At once, on each of the two listeners by itself: strangers on TCP cannot lock out the operator.
-const MAX_CONNECTIONS: usize = 32;
-/// Slower clients than this are no clients of ours.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
-/// From the first byte to the last.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
-const MAX_HEADERS: usize = 64;
-const MAX_HEADER_BYTES: usize = 16 << 10;
 /// How long to leave it be when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What one stranger, or many, can take from us at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// At once, on each of the two listeners by itself: strangers on TCP cannot lock out the
+    /// operator.
+    pub(super) connections: usize,
+    /// Slower clients than this are no clients of ours.
+    pub(super) header_timeout: Duration,
+    /// From the first byte to the last.
+    pub(super) connection_timeout: Duration,
+    pub(super) headers: usize,
+    pub(super) header_bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 32,
+            header_timeout: Duration::from_secs(5),
+            connection_timeout: Duration::from_secs(30),
+            headers: 64,
+            header_bytes: 16 << 10,
+        }
+    }
+}
 
 /// Who may do what.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +76,7 @@ pub enum BindError {
 pub struct Server {
     tcp: Option<TcpListener>,
     unix: Option<OwnedSocket>,
+    bounds: Bounds,
 }
 
 impl Server {
@@ -71,7 +90,16 @@ impl Server {
             }
             None => None,
         };
-        Ok(Self { tcp, unix })
+        Ok(Self {
+            tcp,
+            unix,
+            bounds: Bounds::default(),
+        })
+    }
+
+    #[cfg(test)]
+    pub(super) fn bounded(self, bounds: Bounds) -> Self {
+        Self { bounds, ..self }
     }
 
     /// The TCP address, with the port that the system chose if 0 was asked for.
@@ -84,13 +112,13 @@ impl Server {
         let tcp = async {
             if let Some(listener) = &self.tcp {
                 let accept = || async { listener.accept().await.map(|(stream, _)| stream) };
-                serve(accept, Access::ReadOnly, &backend).await;
+                serve(accept, Access::ReadOnly, self.bounds, &backend).await;
             }
         };
         let unix = async {
             if let Some(socket) = &self.unix {
                 let accept = || async { socket.listener.accept().await.map(|(stream, _)| stream) };
-                serve(accept, Access::Full, &backend).await;
+                serve(accept, Access::Full, self.bounds, &backend).await;
             }
         };
         let both = async { tokio::join!(tcp, unix) };
@@ -105,13 +133,13 @@ impl Server {
 }
 
 /// Accepts for ever; ended by dropping, which ends all its connections as well.
-async fn serve<B, S, F>(accept: impl Fn() -> F, access: Access, backend: &B)
+async fn serve<B, S, F>(accept: impl Fn() -> F, access: Access, bounds: Bounds, backend: &B)
 where
     B: Backend,
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     F: Future<Output = io::Result<S>>,
 {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Semaphore::new(bounds.connections));
     let mut connections = JoinSet::new();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -119,7 +147,7 @@ where
         };
         match accept().await {
             Ok(stream) => {
-                let connection = connection(stream, access, backend.clone());
+                let connection = connection(stream, access, bounds, backend.clone());
                 connections.spawn(async move {
                     connection.await;
                     drop(place);
@@ -137,6 +165,7 @@ where
 async fn connection<B: Backend>(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     access: Access,
+    bounds: Bounds,
     backend: B,
 ) {
     let service = service_fn(move |request| {
@@ -145,13 +174,13 @@ async fn connection<B: Backend>(
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEADER_BYTES)
+        .header_read_timeout(bounds.header_timeout)
+        .max_headers(bounds.headers)
+        .max_buf_size(bounds.header_bytes)
         // One request a connection: nobody holds a place without asking for something.
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match timeout(CONNECTION_TIMEOUT, served).await {
+    match timeout(bounds.connection_timeout, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!(%error, "API connection ended"),
         Err(_) => debug!("API connection took too long"),

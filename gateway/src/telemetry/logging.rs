@@ -62,3 +62,92 @@ where
             .boxed(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Clone, Default)]
+    struct Paper(Arc<Mutex<Vec<u8>>>);
+
+    impl Paper {
+        fn take(&self) -> String {
+            String::from_utf8(std::mem::take(&mut *self.0.lock().unwrap())).unwrap()
+        }
+    }
+
+    impl io::Write for Paper {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log(level: LevelFilter, format: LogFormat) -> Log {
+        Log { level, format }
+    }
+
+    fn on_paper(log: &Log, story: impl FnOnce(&LogHandle, &Paper)) {
+        let paper = Paper::default();
+        let writer = paper.clone();
+        let (subscriber, handle) = subscriber(log, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, || story(&handle, &paper));
+    }
+
+    #[test]
+    fn machines_get_one_json_object_a_line() {
+        on_paper(&log(LevelFilter::INFO, LogFormat::Json), |_, paper| {
+            tracing::info!(peer = "paris", packets = 3, "tunnel \"up\"\nagain");
+            let line = paper.take();
+            assert_eq!(line.matches('\n').count(), 1, "{line}");
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(
+                (&event["level"], &event["peer"]),
+                (&"INFO".into(), &"paris".into())
+            );
+            assert_eq!(
+                (&event["packets"], &event["message"]),
+                (&3.into(), &"tunnel \"up\"\nagain".into())
+            );
+        });
+    }
+
+    #[test]
+    fn people_get_a_line_without_escape_sequences_when_it_is_no_terminal() {
+        on_paper(&log(LevelFilter::INFO, LogFormat::Human), |_, paper| {
+            tracing::warn!(peer = "paris", "tunnel down");
+            let line = paper.take();
+            assert!(
+                line.contains("WARN") && line.contains("tunnel down") && line.contains("paris"),
+                "{line}"
+            );
+            assert!(!line.contains('\u{1b}'), "{line}");
+        });
+    }
+
+    #[test]
+    fn a_reload_changes_the_level_of_the_running_log() {
+        on_paper(
+            &log(LevelFilter::INFO, LogFormat::Human),
+            |handle, paper| {
+                tracing::debug!("unheard");
+                handle.reload(&log(LevelFilter::DEBUG, LogFormat::Human));
+                tracing::debug!("heard");
+                handle.reload(&log(LevelFilter::OFF, LogFormat::Human));
+                tracing::error!("silenced");
+                let lines = paper.take();
+                assert!(
+                    lines.contains("heard")
+                        && !lines.contains("unheard")
+                        && !lines.contains("silenced"),
+                    "{lines}"
+                );
+            },
+        );
+    }
+}

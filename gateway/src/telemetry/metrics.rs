@@ -266,3 +266,178 @@ impl Page {
         self.0.register(Box::new(family))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::status::{HandshakeTotals, RouteRow, SaRow, WorkerRow};
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn busy() -> Status {
+        let traffic = |packets| Traffic {
+            packets,
+            bytes: packets * 100,
+            authentication_failures: 4,
+            replays: 5,
+        };
+        Status {
+            node: "berlin \"the\\node\"\n".to_owned(),
+            version: "1.2.3".to_owned(),
+            ready: true,
+            interface: "esp0".to_owned(),
+            mtu: 1400,
+            peers: vec![
+                PeerRow {
+                    name: "paris".to_owned(),
+                    up: true,
+                    last_handshake_seconds_ago: Some(12),
+                    rekeys: 2,
+                    sent: traffic(10),
+                    received: traffic(20),
+                    ..PeerRow::default()
+                },
+                PeerRow {
+                    name: "rome".to_owned(),
+                    ..PeerRow::default()
+                },
+            ],
+            sas: vec![
+                SaRow {
+                    peer: "paris".to_owned(),
+                    direction: "inbound".to_owned(),
+                    spi: "0x1".to_owned(),
+                    ..SaRow::default()
+                },
+                SaRow {
+                    peer: "paris".to_owned(),
+                    direction: "inbound".to_owned(),
+                    spi: "0x2".to_owned(),
+                    ..SaRow::default()
+                },
+            ],
+            routes: vec![RouteRow::default()],
+            drops: BTreeMap::from([("no_policy".to_owned(), 7)]),
+            workers: vec![WorkerRow {
+                index: 0,
+                batches: 3,
+                sent: traffic(10),
+                ..WorkerRow::default()
+            }],
+            handshakes: HandshakeTotals {
+                completed: 3,
+                rekeys: 2,
+                failed: 1,
+            },
+            ..Status::default()
+        }
+    }
+
+    /// The samples by name and labels. Strict: HELP and TYPE before a family's samples, names and
+    /// units as Prometheus wants them, every label quoted, every value a number, nothing twice.
+    fn samples(text: &str) -> BTreeMap<String, f64> {
+        let mut samples = BTreeMap::new();
+        let (mut family, mut kind) = (String::new(), String::new());
+        let mut families = BTreeSet::new();
+        assert!(text.ends_with('\n'));
+        for line in text.lines() {
+            if let Some(help) = line.strip_prefix("# HELP ") {
+                let (name, sentence) = help.split_once(' ').expect(line);
+                assert!(
+                    !sentence.is_empty() && families.insert(name.to_owned()),
+                    "{line}"
+                );
+                family = name.to_owned();
+            } else if let Some(typed) = line.strip_prefix("# TYPE ") {
+                let (name, of) = typed.split_once(' ').expect(line);
+                assert_eq!(name, family, "{line}");
+                assert!(name.starts_with("esplane_"), "{line}");
+                assert_eq!(name.ends_with("_total"), of == "counter", "{line}");
+                kind = of.to_owned();
+            } else {
+                let (name, value) = line.rsplit_once(' ').expect(line);
+                let (bare, labels) = name.split_once('{').unwrap_or((name, "}"));
+                assert!(bare == family && !kind.is_empty(), "{line}");
+                assert!(
+                    bare.chars().all(|c| c.is_ascii_lowercase() || c == '_'),
+                    "{line}"
+                );
+                assert!(labels == "}" || labels.ends_with("\"}"), "{line}");
+                let value: f64 = value.parse().expect(line);
+                assert!(value.is_finite() && value >= 0.0, "{line}");
+                assert!(
+                    samples.insert(name.to_owned(), value).is_none(),
+                    "twice: {line}"
+                );
+            }
+        }
+        samples
+    }
+
+    #[test]
+    fn a_busy_gateways_page_is_well_formed_and_says_what_happened() {
+        let page = samples(&render(&busy()).unwrap());
+        for (name, value) in [
+            ("esplane_ready", 1.0),
+            ("esplane_peer_up{peer=\"paris\"}", 1.0),
+            ("esplane_peer_up{peer=\"rome\"}", 0.0),
+            ("esplane_peer_last_handshake_seconds{peer=\"paris\"}", 12.0),
+            ("esplane_handshakes_total{result=\"completed\"}", 3.0),
+            ("esplane_handshakes_total{result=\"failed\"}", 1.0),
+            ("esplane_rekeys_total", 2.0),
+            ("esplane_sas{direction=\"inbound\",peer=\"paris\"}", 2.0),
+            ("esplane_sas{direction=\"outbound\",peer=\"paris\"}", 0.0),
+            (
+                "esplane_sa_packets_total{direction=\"outbound\",peer=\"paris\"}",
+                10.0,
+            ),
+            (
+                "esplane_sa_bytes_total{direction=\"inbound\",peer=\"paris\"}",
+                2000.0,
+            ),
+            ("esplane_sa_replays_total{peer=\"paris\"}", 5.0),
+            (
+                "esplane_worker_packets_total{direction=\"outbound\",worker=\"0\"}",
+                10.0,
+            ),
+            ("esplane_routes_missing", 1.0),
+            (
+                "esplane_drops_total{reason=\"no_policy\",stage=\"outbound\"}",
+                7.0,
+            ),
+        ] {
+            assert_eq!(page.get(name), Some(&value), "{name} in {page:#?}");
+        }
+        let never = "esplane_peer_last_handshake_seconds{peer=\"rome\"}";
+        assert!(
+            !page.contains_key(never),
+            "no handshake is not one at second 0"
+        );
+    }
+
+    #[test]
+    fn every_drop_reason_is_there_from_the_start() {
+        let page = samples(&render(&Status::default()).unwrap());
+        for reason in DropReason::ALL {
+            let name = format!(
+                "esplane_drops_total{{reason=\"{reason}\",stage=\"{}\"}}",
+                stage(reason.stage())
+            );
+            assert_eq!(page.get(&name), Some(&0.0), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_rekey_adds_no_time_series() {
+        let before = busy();
+        let mut after = before.clone();
+        for (index, sa) in after.sas.iter_mut().enumerate() {
+            sa.spi = format!("0xabc{index}");
+        }
+        let names = |status: &Status| {
+            samples(&render(status).unwrap())
+                .into_keys()
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(&before), names(&after));
+    }
+}
