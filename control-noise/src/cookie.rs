@@ -198,3 +198,83 @@ fn mac(key: &[u8], parts: &[&[u8]]) -> Tag {
     }
     mac.finalize().into_bytes().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{StaticSecretKey, wire::Message};
+
+    fn initiation(cookie: Option<HeldCookie>, now: Duration) -> Vec<u8> {
+        let mut message = crate::wire::initiation_header(7, 0).to_vec();
+        message.extend_from_slice(&[9; 96]);
+        PublicMacs::of(&receiver()).append_mac1(&mut message);
+        append_mac2(&mut message, cookie, now);
+        message
+    }
+
+    fn receiver() -> PublicKey {
+        StaticSecretKey::generate([3; 32]).public_key()
+    }
+
+    fn parse(message: &[u8]) -> Initiation<'_> {
+        match Message::parse(message) {
+            Ok(Message::Initiation(initiation)) => initiation,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_cookie_opens_the_door_for_its_address_and_time_only() {
+        let random = &mut Random::from_seed([1; 32]);
+        let mut mint = CookieMint::new(&receiver(), random);
+        let (here, elsewhere) = (
+            "192.0.2.1:4500".parse().unwrap(),
+            "192.0.2.1:4501".parse().unwrap(),
+        );
+        let start = Duration::from_secs(1000);
+        let first = initiation(None, start);
+        assert!(!mint.is_mac2(start, here, &parse(&first), random));
+
+        let reply = mint.reply(start, here, &parse(&first), random).unwrap();
+        let Ok(Message::CookieReply(reply)) = Message::parse(&reply) else {
+            panic!("no cookie reply");
+        };
+        let mac1 = parse(&first).mac1.try_into().unwrap();
+        let macs = PublicMacs::of(&receiver());
+        assert!(
+            macs.open_cookie(&reply, &[0; 16]).is_none(),
+            "it answers one message only"
+        );
+        let cookie = HeldCookie::new(macs.open_cookie(&reply, &mac1).unwrap(), start);
+
+        let shown = initiation(Some(cookie), start);
+        assert!(mint.is_mac2(start, here, &parse(&shown), random));
+        assert!(!mint.is_mac2(start, elsewhere, &parse(&shown), random));
+        let later = start + COOKIE_USABLE - Duration::from_secs(1);
+        assert!(mint.is_mac2(
+            later,
+            here,
+            &parse(&initiation(Some(cookie), later)),
+            random
+        ));
+        let too_late = start + COOKIE_USABLE;
+        assert_eq!(
+            initiation(Some(cookie), too_late)[132..],
+            [0; 16],
+            "not shown any more"
+        );
+        for turn in 1..=2 {
+            let still_good = mint.is_mac2(
+                start + COOKIE_SECRET_AGE * turn,
+                here,
+                &parse(&shown),
+                random,
+            );
+            assert_eq!(
+                still_good,
+                turn < 2,
+                "the secret is forgotten with the second rotation"
+            );
+        }
+    }
+}

@@ -25,7 +25,7 @@ use snow::{
     resolvers::{CryptoResolver, DefaultResolver},
     types::{Cipher, Dh, Hash},
 };
-use std::sync::Mutex;
+use std::cell::Cell;
 use zeroize::Zeroizing;
 
 const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
@@ -290,7 +290,7 @@ fn builder<'a>(random: &mut Random) -> Result<Builder<'a>, HandshakeError> {
     let params: NoiseParams = PATTERN.parse()?;
     Ok(Builder::with_resolver(
         params,
-        Box::new(Resolver(Mutex::new(Some(random.fork())))),
+        Box::new(Resolver(Cell::new(Some(random.fork())))),
     ))
 }
 
@@ -315,11 +315,11 @@ fn read(noise: &mut HandshakeState, message: &[u8]) -> Result<Zeroizing<Vec<u8>>
 }
 
 /// snow's own primitives with our generator: a pure crate takes its randomness as an argument.
-struct Resolver(Mutex<Option<Random>>);
+struct Resolver(Cell<Option<Random>>);
 
 impl CryptoResolver for Resolver {
     fn resolve_rng(&self) -> Option<Box<dyn snow::types::Random>> {
-        let random = self.0.lock().ok()?.take()?;
+        let random = self.0.take()?;
         Some(Box::new(random))
     }
 
@@ -348,5 +348,203 @@ impl From<PayloadError> for HandshakeError {
             PayloadError::Malformed => Self::Malformed,
             PayloadError::Unknown => Self::Unknown,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Message;
+
+    fn keys() -> [StaticSecretKey; 2] {
+        [1, 2].map(|number| StaticSecretKey::generate([number; 32]))
+    }
+
+    fn spi(number: u32) -> Spi {
+        Spi::new(number).unwrap()
+    }
+
+    /// Both sessions of one handshake whose KEM is `kem`.
+    fn shake(kem: KemPolicy, psk: Option<&PresharedKey>) -> [Session; 2] {
+        let [initiator, responder] = keys();
+        let random = &mut Random::from_seed([7; 32]);
+        let terms = Terms {
+            timestamp: Timestamp::default(),
+            spi: spi(1000),
+            suites: &AeadSuite::ALL,
+            esn: Esn::On,
+            window_packets: 64,
+            kem,
+        };
+        let (mut waiting, mut one) =
+            Waiting::start(random, &initiator, &responder.public_key(), psk, 5, &terms).unwrap();
+        one.extend_from_slice(&[0; 32]);
+        let Ok(Message::Initiation(message)) = Message::parse(&one) else {
+            panic!("no initiation");
+        };
+        let opened = Opened::open(random, &responder, &message).unwrap();
+        assert_eq!(opened.peer(), initiator.public_key());
+        let offer = opened.offer().unwrap();
+        assert_eq!((offer.spi, offer.kem), (spi(1000), kem));
+        let suite = AeadSuite::Aes256Gcm16;
+        let (mut two, theirs) = opened
+            .accept(random, psk, &offer, spi(2000), suite, 64)
+            .unwrap();
+        two.extend_from_slice(&[0; 16]);
+        let Ok(Message::Response(message)) = Message::parse(&two) else {
+            panic!("no response");
+        };
+        let (_, ours) = waiting.finish(message.noise).unwrap();
+        [ours.unwrap(), theirs]
+    }
+
+    fn esp(session: &Session) -> EspKeys {
+        session
+            .esp_keys(AeadSuite::Aes256Gcm16, Esn::On, spi(1000), spi(2000))
+            .unwrap()
+    }
+
+    #[test]
+    fn both_ends_derive_the_same_two_keys() {
+        for kem in [KemPolicy::MlKem768, KemPolicy::MlKem512, KemPolicy::Off] {
+            let [ours, theirs] = shake(kem, None);
+            let (ours, theirs) = (esp(&ours), esp(&theirs));
+            assert!(ours.to_responder.same_secret(&theirs.to_responder));
+            assert!(ours.to_initiator.same_secret(&theirs.to_initiator));
+            assert!(!ours.to_initiator.same_secret(&ours.to_responder));
+        }
+    }
+
+    #[test]
+    fn whoever_breaks_only_x25519_or_only_the_kem_does_not_get_the_keys() {
+        let [mut session, _] = shake(KemPolicy::MlKem768, None);
+        let real = esp(&session).to_responder;
+        assert_eq!(
+            session.secrets.len(),
+            96,
+            "Noise's two halves and the KEM's secret"
+        );
+        // All that X25519 gives, a wrong KEM secret; then the other way round.
+        for half in [64..96, 0..32, 32..64] {
+            let secrets = session.secrets.clone();
+            session.secrets[half.start] ^= 1;
+            assert!(!esp(&session).to_responder.same_secret(&real), "{half:?}");
+            session.secrets = secrets;
+        }
+        session.transcript[0] ^= 1;
+        assert!(
+            !esp(&session).to_responder.same_secret(&real),
+            "another transcript"
+        );
+    }
+
+    #[test]
+    fn keys_for_other_terms_are_other_keys() {
+        let [session, _] = shake(KemPolicy::Off, None);
+        let suite = AeadSuite::Aes256Gcm16;
+        let mut keys = vec![
+            esp(&session).to_responder,
+            esp(&session).to_initiator,
+            session
+                .esp_keys(suite, Esn::Off, spi(1000), spi(2000))
+                .unwrap()
+                .to_responder,
+            session
+                .esp_keys(suite, Esn::On, spi(1001), spi(2000))
+                .unwrap()
+                .to_responder,
+            session
+                .esp_keys(suite, Esn::On, spi(1000), spi(2001))
+                .unwrap()
+                .to_responder,
+            session
+                .esp_keys(suite, Esn::On, spi(2000), spi(1000))
+                .unwrap()
+                .to_responder,
+        ];
+        while let Some(key) = keys.pop() {
+            assert!(
+                keys.iter()
+                    .all(|other| other.dangerous_key() != key.dangerous_key())
+            );
+        }
+    }
+
+    /// Pins the key schedule: a change here is another protocol and needs another version.
+    #[test]
+    fn the_key_schedule_is_hkdf_blake2s_as_written_down() {
+        let session = Session {
+            transcript: [0x11; 32],
+            secrets: Zeroizing::new([[0x22; 32], [0x33; 32], [0x44; 32]].concat()),
+            kem: KemPolicy::MlKem768,
+        };
+        let key = esp(&session).to_responder;
+        let mut info = LABEL_TO_RESPONDER.to_vec();
+        info.extend_from_slice(&[2, 1, 2, 0, 0, 0x03, 0xe8, 0, 0, 0x07, 0xd0]);
+        let prk = hmac(&[0x11; 32], &[&session.secrets]);
+        let first = hmac(&prk, &[&info, &[1]]);
+        let second = hmac(&prk, &[&first, &info, &[2]]);
+        assert_eq!(key.dangerous_key(), first);
+        assert_eq!(key.dangerous_salt(), second[..4]);
+    }
+
+    /// HMAC-BLAKE2s by its definition (RFC 2104), not by the crate that is under test.
+    fn hmac(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+        use blake2::Digest;
+        let pad = |byte: u8| {
+            std::array::from_fn::<u8, 64, _>(|at| key.get(at).copied().unwrap_or(0) ^ byte)
+        };
+        let mut inner = Blake2s256::new_with_prefix(pad(0x36));
+        parts.iter().for_each(|part| inner.update(part));
+        Blake2s256::new_with_prefix(pad(0x5c))
+            .chain_update(inner.finalize())
+            .finalize()
+            .into()
+    }
+
+    #[test]
+    fn a_wrong_responder_key_or_pre_shared_key_ends_it() {
+        let [initiator, responder] = keys();
+        let random = &mut Random::from_seed([8; 32]);
+        let terms = Terms {
+            timestamp: Timestamp::default(),
+            spi: spi(1000),
+            suites: &AeadSuite::ALL,
+            esn: Esn::On,
+            window_packets: 64,
+            kem: KemPolicy::Off,
+        };
+        let wrong = StaticSecretKey::generate([9; 32]);
+        let (mut waiting, mut one) =
+            Waiting::start(random, &initiator, &responder.public_key(), None, 5, &terms).unwrap();
+        one.extend_from_slice(&[0; 32]);
+        let Ok(Message::Initiation(message)) = Message::parse(&one) else {
+            panic!("no initiation");
+        };
+        assert!(matches!(
+            Opened::open(random, &wrong, &message),
+            Err(HandshakeError::Noise(_))
+        ));
+        let opened = Opened::open(random, &responder, &message).unwrap();
+        let offer = opened.offer().unwrap();
+        let psk = PresharedKey::generate([1; 32]);
+        let (mut two, _) = opened
+            .accept(
+                random,
+                Some(&psk),
+                &offer,
+                spi(2000),
+                AeadSuite::Aes128Gcm16,
+                64,
+            )
+            .unwrap();
+        two.extend_from_slice(&[0; 16]);
+        let Ok(Message::Response(message)) = Message::parse(&two) else {
+            panic!("no response");
+        };
+        assert!(matches!(
+            waiting.finish(message.noise),
+            Err(HandshakeError::Noise(_))
+        ));
     }
 }

@@ -11,6 +11,8 @@ use std::{
 pub(crate) const RETRY_FIRST: Duration = Duration::from_millis(500);
 /// The longest wait between two initiations of one handshake.
 pub(crate) const RETRY_MOST: Duration = Duration::from_secs(16);
+/// The same while a packet waits for the answer.
+pub(crate) const RETRY_WANTED: Duration = Duration::from_secs(5);
 /// A handshake without an answer is given up after this, or goes on slowly (at start).
 pub(crate) const GIVE_UP: Duration = Duration::from_secs(90);
 /// The slow pace of a peer that should be there from the start on, and of one that refused us.
@@ -82,5 +84,39 @@ impl Timers {
             .first()
             .filter(|(due, _)| *due <= now)
             .map(|(_, peer)| *peer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_up_to_its_limit_and_never_overflows() {
+        let mut random = Random::from_seed([1; 32]);
+        for number in [0, 1, 2, 5, 6, 40, u32::MAX] {
+            let plain = RETRY_FIRST
+                .saturating_mul(1 << number.min(16))
+                .min(RETRY_MOST);
+            let wait = backoff(RETRY_FIRST, RETRY_MOST, number, &mut random);
+            assert!(
+                plain <= wait && wait <= plain + plain / 4,
+                "{number}: {wait:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_peer_is_in_the_queue_once_with_its_last_time() {
+        let (one, other) = (TunnelId(1), TunnelId(2));
+        let mut timers = Timers::default();
+        timers.set(one, Some(Duration::from_secs(5)));
+        timers.set(other, Some(Duration::from_secs(3)));
+        timers.set(one, Some(Duration::from_secs(2)));
+        assert_eq!(timers.due(Duration::from_secs(2)), Some(one));
+        timers.set(one, None);
+        assert_eq!(timers.next(), Some(Duration::from_secs(3)));
+        assert_eq!(timers.due(Duration::from_millis(2_999)), None);
+        assert_eq!(timers.due(Duration::from_secs(3)), Some(other));
     }
 }

@@ -504,3 +504,6 @@ fn parse_disagreement(value: &[u8]) -> Result<Disagreement, PayloadError> {
         .find(|why| disagreement_number(*why) == *number);
     Ok(why.unwrap_or(Disagreement::Unknown))
 }
+
+#[cfg(test)]
+mod tests;

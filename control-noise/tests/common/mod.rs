@@ -178,13 +178,15 @@ pub struct Node {
     sent_per_sa: BTreeMap<Spi, u64>,
 }
 
+pub type Filter = Box<dyn FnMut(&Packet, Duration) -> bool>;
+
 pub struct World {
     pub now: Duration,
     pub nodes: Vec<Node>,
     pub handshake_faults: Faults,
     pub esp_faults: Faults,
     /// Sees every packet before the network does; `false` loses it.
-    pub filter: Box<dyn FnMut(&Packet, Duration) -> bool>,
+    pub filter: Filter,
     /// Every packet that was sent.
     pub log: Vec<(Duration, Packet)>,
     in_flight: BTreeMap<(Duration, u64), Packet>,
