@@ -243,7 +243,7 @@ impl Worker {
     /// One batch each way. Answers whether there was any work.
     fn turn(&mut self) -> Result<bool, WorkerError> {
         let now = self.started.elapsed();
-        // 1. One snapshot for the whole turn, so that a released packet and a newer one meet the same SA.
+        // 1. One snapshot for all that leaves, so that a released packet and a newer one meet the same SA.
         let tables = self.tables.load();
         if !Arc::ptr_eq(&tables, &self.tried) {
             self.tried = Arc::clone(&tables);
@@ -251,7 +251,7 @@ impl Worker {
         }
         self.held.expire(now, &mut self.report.drops);
         let sent = self.turn_outbound(&tables, now);
-        let received = self.turn_inbound(&tables);
+        let received = self.turn_inbound();
         self.tell(now);
         Ok(sent.map_err(|error| WorkerError::Inner(error.into()))?
             | received.map_err(|error| WorkerError::Outer(error.into()))?)
@@ -286,7 +286,7 @@ impl Worker {
         Ok(true)
     }
 
-    fn turn_inbound(&mut self, tables: &Tables) -> io::Result<bool> {
+    fn turn_inbound(&mut self) -> io::Result<bool> {
         // 2. Receive.
         self.batch.clear();
         self.outer
@@ -295,9 +295,11 @@ impl Worker {
             return Ok(false);
         }
         self.counters.received_outer(traffic(&self.batch));
-        // 3. ESP to clear.
+        // 3. ESP to clear, by a snapshot taken after the packets: an inbound SA is published before the peer
+        //    can know of it, so whatever has arrived for it finds it. An older snapshot might not have it.
+        let tables = self.tables.load();
         self.inbound
-            .process(tables, &mut self.batch, &mut self.report);
+            .process(&tables, &mut self.batch, &mut self.report);
         // 4. Control messages go to the control side; few, so they may be copied.
         for (index, packet) in self.batch.packets().iter().enumerate() {
             if packet.verdict == Verdict::Control {
