@@ -1,9 +1,11 @@
 """What the real daemon does on the real kernel. Each story gets a fresh World."""
 
 import os
+import re
 import signal
 import socket
 import time
+from pathlib import Path
 
 from machines import eventually
 
@@ -41,6 +43,21 @@ def traffic_flows_and_is_shown(world):
     assert world.tap.datagrams(4500) and not world.tap.clear_frames(), "only ESP and handshakes on the wire"
     assert "10.2.0.0/16 dev esp0" in berlin.routes(), berlin.routes()
     assert unexpected(a) == {} and unexpected(b) == {}
+
+
+def the_readme_is_true(world):
+    """The two files of README.md, word for word but for the keys and where sockets and state lie."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    files = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(files) == 2
+    keys = dict(zip(("BERLIN", "OSLO"), [daemon.keygen() for daemon in world.daemons]))
+    for daemon, file in zip(world.daemons, files):
+        for name, key in keys.items():
+            file = file.replace(f"PUBLIC KEY OF {name}", key)
+        daemon.config_file.write_text(f"{file}state_dir: {daemon.directory}\napi: {{ socket: {daemon.socket_file} }}\n")
+    a, _ = world.start()
+    assert world.machines[0].ping("10.2.0.1", timeout=5)
+    assert "oslo" in a.show()
 
 
 def a_large_transfer_over_tcp_arrives_whole(world):
@@ -305,6 +322,7 @@ def sent_number(daemon):
 
 
 STORIES = [
+    the_readme_is_true,
     traffic_flows_and_is_shown,
     a_large_transfer_over_tcp_arrives_whole,
     rekeys_under_traffic_lose_nothing,

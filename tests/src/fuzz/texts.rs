@@ -35,7 +35,7 @@ fn prints_back<T: FromStr + Display + PartialEq>(text: &str) {
 }
 
 pub(super) fn config_seeds() -> Vec<Vec<u8>> {
-    vec![EXAMPLE.to_vec()]
+    vec![include_bytes!("../../../gateway/examples/esplane.yaml").to_vec()]
 }
 
 pub(super) fn value_seeds() -> Vec<Vec<u8>> {
@@ -49,4 +49,3 @@ pub(super) fn value_seeds() -> Vec<Vec<u8>> {
     .map(|text| text.as_bytes().to_vec())
     .to_vec()
 }
-const EXAMPLE: &[u8] = b"name: berlin\nlisten: '[::]:4500'\ninterface: { name: esp0, addresses: [10.1.0.1/16] }\nstatic_sas: []\n";
