@@ -94,7 +94,7 @@ fn a_storm_of_garbage_changes_nothing_and_is_not_amplified() {
     let (mut world, berlin, oslo) = after_a_session(63);
     let recording = world.network.capture.clone();
     let sent_before = world.network.capture.len();
-    let state = agreed(&world, berlin);
+    let state = world[berlin].state();
     let drops = total(&world, berlin);
     let mut random = Random::new(63);
     let mut injected_bytes = 0;
@@ -110,11 +110,11 @@ fn a_storm_of_garbage_changes_nothing_and_is_not_amplified() {
             world.inject(from, berlin, &garbage);
         }
         if round % 100 == 0 {
-            assert_eq!(agreed(&world, berlin), state);
+            assert_eq!(world[berlin].state(), state);
         }
         world.run(Duration::from_millis(5));
     }
-    assert_eq!(agreed(&world, berlin), state);
+    assert_eq!(world[berlin].state(), state);
     assert_eq!(
         total(&world, berlin) - drops,
         100_000,
@@ -190,9 +190,4 @@ fn total(world: &World, gateway: GatewayId) -> u64 {
         .iter()
         .map(|(_, count)| count)
         .sum()
-}
-
-/// The state without what time alone changes.
-fn agreed(world: &World, gateway: GatewayId) -> String {
-    world[gateway].state()
 }
