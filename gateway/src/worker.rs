@@ -295,8 +295,8 @@ impl Worker {
             return Ok(false);
         }
         self.counters.received_outer(traffic(&self.batch));
-        // 3. ESP to clear. A snapshot from before the receive would lack the SA that was installed
-        //    meanwhile and on which the peer, told so, has sent these very packets.
+        // 3. ESP to clear, by a snapshot taken after the packets: an inbound SA is published before the peer
+        //    can know of it, so whatever has arrived for it finds it. An older snapshot might not have it.
         let tables = self.tables.load();
         self.inbound
             .process(&tables, &mut self.batch, &mut self.report);

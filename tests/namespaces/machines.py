@@ -1,0 +1,325 @@
+"""Two machines in network namespaces of their own, and the daemons on them.
+
+      berlin                                            oslo
+    ┌───────────────────────┐                         ┌───────────────────────┐
+    │ esp0  10.1.0.1/16     │                         │ esp0  10.2.0.1/16     │
+    │       fd00:1::1/64    │                         │       fd00:2::1/64    │
+    │   esplane run         │                         │   esplane run         │
+    │ eth0  192.0.2.1/24    │ ══════ veth pair ══════ │ eth0  192.0.2.2/24    │
+    │       2001:db8::1/64  │   ▲ Wiretap             │       2001:db8::2/64  │
+    └───────────────────────┘                         └───────────────────────┘
+
+Only namespaces that carry this process's number are made, and all of them are removed again.
+"""
+
+import contextlib
+import ctypes
+import http.client
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+CLONE_NEWNET = 0x40000000
+ETH_P_ALL = 3
+MARKER = b"CLEAR-TEXT-HERE!"
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, stdin=subprocess.DEVNULL)
+
+
+def eventually(condition, what, seconds=20):
+    """Waits until the condition holds, as short as possible."""
+    end = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+    return result
+
+
+class Machine:
+    """A network namespace with one link to the other machine."""
+
+    def __init__(self, name, number):
+        self.name, self.number = name, number
+        self.namespace = f"esplane-test-{os.getpid()}-{name}"
+        self.v4, self.v6 = f"192.0.2.{number}", f"2001:db8::{number}"
+        self.inner_v4, self.inner_v6 = f"10.{number}.0.1", f"fd00:{number}::1"
+
+    @contextlib.contextmanager
+    def inside(self):
+        """What this thread does within the block, it does on this machine."""
+        with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{self.namespace}") as there:
+            assert LIBC.setns(there.fileno(), CLONE_NEWNET) == 0, os.strerror(ctypes.get_errno())
+            try:
+                yield
+            finally:
+                assert LIBC.setns(home.fileno(), CLONE_NEWNET) == 0
+
+    def socket(self, *arguments):
+        """A socket stays on the machine where it was made."""
+        with self.inside():
+            return socket.socket(*arguments)
+
+    def ip(self, *arguments):
+        ip("-netns", self.namespace, *arguments)
+
+    def links(self):
+        with self.inside():
+            return [name for _, name in socket.if_nameindex()]
+
+    def routes(self):
+        command = ["ip", "-netns", self.namespace, "route", "show"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def echo(self, address, size=100, timeout=1.0):
+        """One UDP round trip to the echo service on `address`; whether the answer came."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.socket(family, socket.SOCK_DGRAM) as client:
+            client.settimeout(timeout)
+            question = (MARKER + os.urandom(8)).ljust(size, b".")
+            try:
+                client.sendto(question, (address, 7))
+                return client.recv(65535) == question
+            except OSError:
+                return False
+
+    def ping(self, address, timeout=1.0):
+        """One ICMP echo; the kernel at `address` answers."""
+        with self.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as client:
+            client.settimeout(timeout)
+            body = MARKER + os.urandom(8)
+            client.sendto(icmp_echo(body), (address, 0))
+            try:
+                while True:
+                    answer = client.recv(2048)[20:]
+                    if answer[0] == 0 and answer[8:] == body:
+                        return True
+            except OSError:
+                return False
+
+
+def icmp_echo(body):
+    packet = struct.pack("!BBHHH", 8, 0, 0, 1, 1) + body
+    total = sum(struct.unpack(f"!{len(packet) // 2}H", packet))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return packet[:2] + struct.pack("!H", total ^ 0xFFFF) + packet[4:]
+
+
+class EchoService(threading.Thread):
+    """Answers UDP port 7 on all addresses of a machine."""
+
+    def __init__(self, machine):
+        super().__init__(daemon=True)
+        self.socket = machine.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        self.socket.bind(("::", 7))
+
+    def run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                data, sender = self.socket.recvfrom(65535)
+                with contextlib.suppress(OSError):
+                    self.socket.sendto(data, sender)
+
+
+class Wiretap(threading.Thread):
+    """Keeps every frame on a machine's eth0."""
+
+    def __init__(self, machine):
+        super().__init__(daemon=True)
+        self.frames = []
+        with machine.inside():
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+            self.socket.bind(("eth0", 0))
+        self.socket.settimeout(0.1)
+        self.stopping = False
+
+    def run(self):
+        while not self.stopping:
+            with contextlib.suppress(TimeoutError):
+                self.frames.append(self.socket.recv(65535))
+
+    def stop(self):
+        self.stopping = True
+        self.join()
+        self.socket.close()
+
+    def clear_frames(self):
+        return [frame for frame in self.frames if MARKER in frame]
+
+    def datagrams(self, port):
+        """IPv4 UDP frames to a port."""
+        return [f for f in self.frames if f[12:14] == b"\x08\x00" and f[23] == 17 and f[36:38] == port.to_bytes(2, "big")]
+
+    def plain_esp(self):
+        """IPv4 frames of protocol 50."""
+        return [f for f in self.frames if f[12:14] == b"\x08\x00" and f[23] == 50]
+
+
+class Daemon:
+    """`esplane run` on a machine."""
+
+    def __init__(self, program, machine, directory):
+        self.program, self.machine = program, machine
+        self.directory = Path(directory) / machine.name
+        self.directory.mkdir()
+        self.config_file = self.directory / "esplane.yaml"
+        self.socket_file = self.directory / "esplane.sock"
+        self.log_file = self.directory / "log"
+        self.process = None
+
+    def run(self, *arguments, text=None):
+        """Another esplane command, on this machine."""
+        with self.machine.inside():
+            return subprocess.run([self.program, *arguments], capture_output=True, text=True, input=text or "", timeout=30)
+
+    def keygen(self):
+        """Makes the private key; returns the public one."""
+        result = self.run("keygen", "-o", self.directory / "private.key")
+        assert result.returncode == 0, result.stderr
+        return result.stdout.split()[-1]
+
+    def write_config(self, body="", private_key="private.key"):
+        number = self.machine.number
+        self.config_file.write_text(f"""\
+name: {self.machine.name}
+{f"private_key_file: {private_key}" if private_key else ""}
+state_dir: {self.directory}/state
+interface:
+  name: esp0
+  addresses: [10.{number}.0.1/16, "fd00:{number}::1/64"]
+api:
+  listen: 127.0.0.1:9470
+  socket: {self.socket_file}
+{body}
+""")
+
+    def start(self, ready=True):
+        with self.machine.inside(), open(self.log_file, "ab") as log:
+            command = [self.program, "run", "-c", self.config_file]
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        if ready:
+            eventually(self.is_ready, f"{self.machine.name} is ready\n{self.log()}")
+        return self
+
+    def is_ready(self):
+        assert self.process.poll() is None, f"{self.machine.name} has ended:\n{self.log()}"
+        return self.get("/readyz")[0] == 200
+
+    def get(self, path):
+        """One HTTP request to the API; (status, body), or (0, why) if nobody answers."""
+        try:
+            with self.machine.inside():
+                connection = http.client.HTTPConnection("127.0.0.1", 9470, timeout=5)
+                connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def status(self):
+        code, body = self.get("/v1/status")
+        assert code == 200, body
+        return json.loads(body)
+
+    def show(self, *arguments):
+        result = self.run("show", *arguments, "--api", self.socket_file)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    def send(self, number):
+        self.process.send_signal(number)
+
+    def stop(self, number=signal.SIGTERM):
+        """Ends it; returns its exit status."""
+        if self.process and self.process.poll() is None:
+            self.send(number)
+        return self.process.wait(timeout=15)
+
+    def log(self):
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+
+class World:
+    """Two machines, a link between them, a daemon's place on each, and a wiretap."""
+
+    def __init__(self, program):
+        self.program = program
+        self.machines = [Machine("berlin", 1), Machine("oslo", 2)]
+
+    def __enter__(self):
+        self.stack = contextlib.ExitStack()
+        try:
+            self.build()
+        except BaseException:
+            self.stack.close()
+            raise
+        return self
+
+    def build(self):
+        for machine in self.machines:
+            ip("netns", "add", machine.namespace)
+            self.stack.callback(ip, "netns", "del", machine.namespace)
+        berlin, oslo = self.machines
+        berlin.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", oslo.namespace)
+        for machine in self.machines:
+            machine.ip("link", "set", "lo", "up")
+            machine.ip("address", "add", f"{machine.v4}/24", "dev", "eth0")
+            machine.ip("address", "add", f"{machine.v6}/64", "dev", "eth0", "nodad")
+            machine.ip("link", "set", "eth0", "up")
+            service = EchoService(machine)
+            service.start()
+            self.stack.callback(service.socket.close)
+        directory = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="esplane-test-"))
+        self.daemons = [Daemon(self.program, machine, directory) for machine in self.machines]
+        self.stack.callback(self.kill)
+        self.tap = Wiretap(berlin)
+        self.tap.start()
+        self.stack.callback(self.tap.stop)
+
+    def kill(self):
+        for daemon in self.daemons:
+            if daemon.process and daemon.process.poll() is None:
+                daemon.process.kill()
+                daemon.process.wait()
+
+    def __exit__(self, kind, *_):
+        if kind:
+            for daemon in self.daemons:
+                print(f"--- {daemon.machine.name} says:\n{daemon.log()}", flush=True)
+        self.stack.close()
+
+    def configure(self, outer="v4", berlin="", oslo=""):
+        """Both daemons keyed by Noise, peers of each other; more lines for either's peer entry."""
+        keys = [daemon.keygen() for daemon in self.daemons]
+        for own, other, more in ((0, 1, berlin), (1, 0, oslo)):
+            self.daemons[own].peer_key = keys[other]
+            self.daemons[own].write_config(self.peer(own, other, outer, more))
+
+    def peer(self, own, other, outer="v4", more="", routes=()):
+        peer = self.machines[other]
+        address = peer.v4 if outer == "v4" else f"[{peer.v6}]"
+        networks = ", ".join([f"10.{peer.number}.0.0/16", f'"fd00:{peer.number}::/64"', *routes])
+        return f"""\
+peers:
+  - name: {peer.name}
+    public_key: {self.daemons[own].peer_key}
+    endpoint: "{address}:4500"
+    routes: [{networks}]
+    dead_after_seconds: 3
+    {more}
+"""
+
+    def start(self):
+        for daemon in self.daemons:
+            daemon.start()
+        return self.daemons

@@ -1,0 +1,341 @@
+"""What the real daemon does on the real kernel. Each story gets a fresh World."""
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+from machines import eventually
+
+STATIC = """\
+static_sas:
+  - name: {peer}
+    local: {local}
+    remote: {remote}
+    {udp}
+    suite: aes128gcm16
+    inbound: {{ spi: {spi_in}, key_file: in.key }}
+    outbound: {{ spi: {spi_out}, key_file: out.key }}
+    routes: [10.{number}.0.0/16]
+"""
+
+
+def traffic_flows_and_is_shown(world):
+    world.configure()
+    a, b = world.start()
+    berlin, oslo = world.machines
+    assert berlin.ping(oslo.inner_v4, timeout=5), "the first packet brings the tunnel up and arrives"
+    for size in (0, 1, 100, 1000, 1300, 1400):
+        assert berlin.echo(oslo.inner_v4, 24 + size), f"UDP with {size} bytes"
+        assert oslo.echo(berlin.inner_v6, 24 + size), f"UDP over IPv6 with {size} bytes"
+    assert berlin.echo(oslo.inner_v4, 20_000), "fragments of a large datagram"
+    assert a.get("/healthz") == (200, "ok\n") and a.get("/readyz") == (200, "ready\n")
+    peer = a.status()["peers"][0]
+    assert peer["up"] and peer["handshakes"] == 1 and peer["endpoint"] == f"{oslo.v4}:4500", peer
+    for what, expected in (("peers", "oslo"), ("sas", "0x"), ("routes", "10.2.0.0/16"), ("drops", "")):
+        assert expected in a.show(what), a.show(what)
+        assert a.show(what, "--json").strip().startswith(("[", "{"))
+    metrics = a.get("/metrics")[1]
+    for line in ('esplane_peer_up{peer="oslo"} 1', "esplane_ready 1", "esplane_drops_total{", "esplane_sa_packets_total{"):
+        assert line in metrics, f"{line} is not in\n{metrics}"
+    assert world.tap.datagrams(4500) and not world.tap.clear_frames(), "only ESP and handshakes on the wire"
+    assert "10.2.0.0/16 dev esp0" in berlin.routes(), berlin.routes()
+    assert unexpected(a) == {} and unexpected(b) == {}
+
+
+def the_readme_is_true(world):
+    """The two files of README.md, word for word but for the keys and where sockets and state lie."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    files = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(files) == 2
+    keys = dict(zip(("BERLIN", "OSLO"), [daemon.keygen() for daemon in world.daemons]))
+    for daemon, file in zip(world.daemons, files):
+        for name, key in keys.items():
+            file = file.replace(f"PUBLIC KEY OF {name}", key)
+        daemon.config_file.write_text(f"{file}state_dir: {daemon.directory}\napi: {{ socket: {daemon.socket_file} }}\n")
+    a, _ = world.start()
+    assert world.machines[0].ping("10.2.0.1", timeout=5)
+    assert "oslo" in a.show()
+
+
+def a_large_transfer_over_tcp_arrives_whole(world):
+    world.configure()
+    world.start()
+    berlin, oslo = world.machines
+    listener = oslo.socket()
+    listener.bind((oslo.inner_v4, 5001))
+    listener.listen()
+    client = berlin.socket()
+    client.settimeout(20)
+    client.connect((oslo.inner_v4, 5001))
+    server, _ = listener.accept()
+    server.settimeout(20)
+    data = os.urandom(1 << 20)
+    received = bytearray()
+    client.setblocking(False)
+    sent = 0
+    end = time.monotonic() + 60
+    while len(received) < len(data):
+        assert time.monotonic() < end, f"{len(received)} of {len(data)} bytes after a minute"
+        if sent < len(data):
+            try:
+                sent += client.send(data[sent : sent + 65536])
+            except BlockingIOError:
+                pass
+        received += server.recv(65536) if len(received) < sent else b""
+    assert received == data
+    for each in (client, server, listener):
+        each.close()
+
+
+def rekeys_under_traffic_lose_nothing(world):
+    world.configure(berlin="rekey: { seconds: 3 }", oslo="rekey: { seconds: 3 }")
+    a, b = world.start()
+    berlin, oslo = world.machines
+    eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
+    lost = sum(not berlin.echo(oslo.inner_v4, 200, timeout=2) for _ in range_for(seconds=14))
+    rekeys = a.status()["peers"][0]["rekeys"]
+    assert rekeys >= 3, f"{rekeys} rekeys"
+    assert lost == 0, f"{lost} round trips lost over {rekeys} rekeys"
+    assert unexpected(a) == {} and unexpected(b) == {}
+
+
+def nothing_leaves_in_clear_when_the_peer_is_down(world):
+    world.configure()
+    a, _ = world.daemons
+    a.start()
+    berlin, oslo = world.machines
+    for _ in range(5):
+        assert not berlin.echo(oslo.inner_v4, timeout=0.3)
+        assert not berlin.echo(oslo.inner_v6, timeout=0.3)
+    assert not world.tap.clear_frames(), "clear text on the wire"
+    assert world.tap.datagrams(4500), "it has tried a handshake"
+    eventually(lambda: unexpected(a).keys() & {"hold_timeout", "hold_queue_full"}, "what waited is dropped by name")
+
+
+def a_reload_adds_a_network(world):
+    world.configure()
+    a, b = world.start()
+    berlin, oslo = world.machines
+    assert berlin.ping(oslo.inner_v4, timeout=5)
+    oslo.ip("address", "add", "10.9.0.1/32", "dev", "lo")
+    assert not berlin.echo("10.9.0.1", timeout=0.3)
+    a.write_config(world.peer(0, 1, routes=["10.9.0.0/16"]))
+    a.send(signal.SIGHUP)
+    eventually(lambda: berlin.echo("10.9.0.1", timeout=0.3), "the new network is reachable")
+    assert "10.9.0.0/16 dev esp0" in berlin.routes()
+    a.write_config(world.peer(0, 1))
+    a.send(signal.SIGHUP)
+    eventually(lambda: "10.9.0.0/16" not in berlin.routes(), "the network is gone again")
+    assert berlin.ping(oslo.inner_v4) and a.status()["reloads"]["succeeded"] == 2
+
+
+def a_failed_reload_changes_nothing(world):
+    world.configure()
+    a, _ = world.start()
+    berlin, oslo = world.machines
+    assert berlin.ping(oslo.inner_v4, timeout=5)
+    before = a.status()["routes"], berlin.routes(), a.status()["peers"][0]["handshakes"]
+    a.write_config(world.peer(0, 1, routes=["10.9.0.0/16"]) + "    colour: blue\n")
+    a.send(signal.SIGHUP)
+    eventually(lambda: a.status()["reloads"]["failed"] == 1, "the reload is refused")
+    assert "colour" in a.log(), "the log says why"
+    assert (a.status()["routes"], berlin.routes(), a.status()["peers"][0]["handshakes"]) == before
+    assert berlin.ping(oslo.inner_v4)
+
+
+def sigterm_leaves_nothing_behind(world):
+    for stop in (signal.SIGTERM, signal.SIGINT):
+        if stop == signal.SIGTERM:
+            world.configure()
+        berlin, _ = world.machines
+        links, routes = berlin.links(), berlin.routes()
+        a = world.daemons[0].start()
+        assert "esp0" in berlin.links() and a.socket_file.exists()
+        assert a.stop(stop) == 0, a.log()
+        assert berlin.links() == links and berlin.routes() == routes
+        assert not a.socket_file.exists()
+
+
+def a_killed_daemon_comes_back(world):
+    world.configure()
+    a, b = world.start()
+    berlin, oslo = world.machines
+    assert berlin.ping(oslo.inner_v4, timeout=5)
+    b.stop(signal.SIGKILL)
+    assert not berlin.echo(oslo.inner_v4, timeout=0.3)
+    b.start()
+    eventually(lambda: berlin.echo(oslo.inner_v4, timeout=0.3), "the neighbour that kept its keys recovers", seconds=40)
+    assert oslo.echo(berlin.inner_v4)
+    assert not world.tap.clear_frames()
+
+
+def static_sas_in_udp(world):
+    static_sas(world, udp="udp: {}")
+    assert world.tap.datagrams(4500) and not world.tap.plain_esp()
+
+
+def static_sas_in_plain_esp(world):
+    static_sas(world, udp="")
+    assert world.tap.plain_esp() and not world.tap.datagrams(4500)
+
+
+def static_sas(world, udp):
+    """Keys by hand. A killed daemon must never send a number again: the neighbour would drop it as a
+    replay, and an eavesdropper would have two packets under one IV."""
+    keys = ["0x" + os.urandom(20).hex() for _ in range(2)]
+    for daemon, other, order in zip(world.daemons, reversed(world.machines), ((0, 1), (1, 0))):
+        for name, index in zip(("in", "out"), order):
+            file = daemon.directory / f"{name}.key"
+            file.touch(mode=0o600)
+            file.write_text(keys[index] + "\n")
+        spis = ["0x00001001", "0x00001002"]
+        body = STATIC.format(
+            peer=other.name, local=daemon.machine.v4, remote=other.v4, udp=udp, number=other.number,
+            spi_in=spis[order[0]], spi_out=spis[order[1]],
+        )
+        daemon.write_config(body, private_key=None)
+    a, _ = world.start()
+    berlin, oslo = world.machines
+    for _ in range(20):
+        assert berlin.echo(oslo.inner_v4)
+    before = sent_number(a)
+    assert before >= 20
+    a.stop(signal.SIGKILL)
+    a.start()
+    for _ in range(20):
+        assert berlin.echo(oslo.inner_v4), f"{world.daemons[1].status()['drops']}"
+    after = sent_number(a)
+    assert after >= before + 20, f"number {after} after the restart, {before} before it"
+    assert not world.tap.clear_frames()
+
+
+def preshared_keys(world):
+    world.configure(berlin="psk_file: psk", oslo="psk_file: psk")
+    text = world.daemons[0].run("genpsk").stdout
+    for daemon in world.daemons:
+        file = daemon.directory / "psk"
+        file.touch(mode=0o600)
+        file.write_text(text)
+    a, b = world.start()
+    berlin, oslo = world.machines
+    assert berlin.ping(oslo.inner_v4, timeout=5)
+    b.stop()
+    (b.directory / "psk").write_text(b.run("genpsk").stdout)
+    b.start()
+
+    def refused():
+        assert not berlin.echo(oslo.inner_v4, timeout=0.3), "another key must not connect"
+        return "handshake_decrypt_failed" in unexpected(a).keys() | unexpected(b).keys()
+
+    eventually(refused, "the new handshake is refused by name")
+    assert not world.tap.clear_frames()
+
+
+def outer_ipv6(world):
+    world.configure(outer="v6")
+    world.start()
+    berlin, oslo = world.machines
+    assert berlin.ping(oslo.inner_v4, timeout=5)
+    assert berlin.echo(oslo.inner_v6, 1200) and oslo.echo(berlin.inner_v4, 1200)
+    assert not world.tap.clear_frames()
+
+
+def wrong_configurations_are_refused(world):
+    """Exit status 2, FILE:LINE:COLUMN, what is wrong; and nothing has been set up."""
+    world.configure()
+    a = world.daemons[0]
+    berlin = world.machines[0]
+    good = a.config_file.read_text()
+    links = berlin.links()
+    for change, expected in [
+        (("name: esp0", "name: an-interface-name-too-long"), "15"),
+        (("10.2.0.0/16", "10.2.0.1/16"), "10.2.0.0/16"),
+        (("endpoint:", "endpiont:"), "endpiont"),
+        ((a.peer_key, "bm90IGEga2V5"), "public_key"),
+        (("private.key", "missing.key"), "keygen"),
+        (("dead_after_seconds: 3", "dead_after_seconds: soon"), "dead_after_seconds"),
+        (("interface:", "interface: ["), ""),
+    ]:
+        assert change[0] in good
+        a.config_file.write_text(good.replace(*change))
+        for command in ("check", "run"):
+            result = a.run(command, "-c", a.config_file)
+            assert result.returncode == 2, f"{command} with {change}: {result}"
+            assert f"{a.config_file}:" in result.stderr and expected in result.stderr, f"{change}: {result.stderr}"
+        assert berlin.links() == links and not a.socket_file.exists()
+    a.config_file.write_text(good)
+    (a.directory / "private.key").chmod(0o640)
+    result = a.run("run", "-c", a.config_file)
+    assert result.returncode == 2 and "chmod 600" in result.stderr, result
+    (a.directory / "private.key").chmod(0o600)
+    assert a.run("check", "-c", a.config_file).returncode == 0
+
+
+def a_busy_port_is_no_half_start(world):
+    world.configure()
+    a = world.daemons[0]
+    berlin = world.machines[0]
+    links, routes = berlin.links(), berlin.routes()
+    with berlin.socket(socket.AF_INET6, socket.SOCK_DGRAM) as squatter:
+        squatter.bind(("::", 4500))
+        result = a.run("run", "-c", a.config_file)
+        assert result.returncode == 1 and "4500" in result.stderr, result
+    assert berlin.links() == links and berlin.routes() == routes
+
+
+def garbage_on_the_port_changes_nothing(world):
+    world.configure()
+    a, b = world.start()
+    berlin, oslo = world.machines
+    assert berlin.ping(oslo.inner_v4, timeout=5)
+    handshakes = a.status()["peers"][0]["handshakes"]
+    with oslo.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        recorded = [frame[42:] for frame in world.tap.datagrams(4500)]
+        for number in range(3000):
+            data = recorded[number % len(recorded)] if number % 2 else os.urandom(number % 1400)
+            stranger.sendto(data, (berlin.v4, 4500))
+            if number % 50 == 0:
+                assert berlin.echo(oslo.inner_v4), "traffic flows on"
+    status = a.status()["peers"][0]
+    assert (status["handshakes"], status["endpoint"]) == (handshakes, f"{oslo.v4}:4500"), status
+    assert unexpected(a).keys() & {"unknown_spi", "replay_duplicate", "esp_truncated"}, unexpected(a)
+
+
+def range_for(seconds):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        yield
+        time.sleep(0.01)
+
+
+def unexpected(daemon):
+    """Drops by reason, without those that every healthy tunnel has."""
+    drops = daemon.status()["drops"]
+    return {reason: count for reason, count in drops.items() if reason not in ("keepalive", "dummy_packet")}
+
+
+def sent_number(daemon):
+    return max(sa["sequence"] for sa in daemon.status()["sas"] if sa["direction"] == "outbound")
+
+
+STORIES = [
+    the_readme_is_true,
+    traffic_flows_and_is_shown,
+    a_large_transfer_over_tcp_arrives_whole,
+    rekeys_under_traffic_lose_nothing,
+    nothing_leaves_in_clear_when_the_peer_is_down,
+    a_reload_adds_a_network,
+    a_failed_reload_changes_nothing,
+    sigterm_leaves_nothing_behind,
+    a_killed_daemon_comes_back,
+    static_sas_in_udp,
+    static_sas_in_plain_esp,
+    preshared_keys,
+    outer_ipv6,
+    wrong_configurations_are_refused,
+    a_busy_port_is_no_half_start,
+    garbage_on_the_port_changes_nothing,
+]

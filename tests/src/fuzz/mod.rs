@@ -1,0 +1,69 @@
+//! One function for each parser of foreign bytes. Each must take anything: no panic, and what the
+//! function itself asserts (nothing forged comes through, nothing is amplified, what is sealed opens).
+//!
+//! ```text
+//!   corpus/NAME/*  ─┐                       ┌─ bin/fuzz-smoke.rs   seeded mutations, bounded, any toolchain
+//!   seeds()        ─┴─▶ fn(&[u8]) ◀─────────┴─ tests/fuzz/         cargo-fuzz: coverage-guided, nightly
+//! ```
+
+mod handshake;
+mod packets;
+mod texts;
+
+pub use handshake::{handshake_answer, handshake_first};
+pub use packets::{decrypted_payload, esp_datagram, inner_packet, outer_packet};
+pub use texts::{config_file, values};
+
+/// A function that takes foreign bytes, and inputs to start from.
+pub struct Target {
+    /// Its name, and its corpus directory's.
+    pub name: &'static str,
+    /// Takes any bytes; panics on a bug.
+    pub run: fn(&[u8]),
+    /// Inputs that reach deep.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target {
+        name: "inner_packet",
+        run: inner_packet,
+        seeds: packets::inner_seeds,
+    },
+    Target {
+        name: "esp_datagram",
+        run: esp_datagram,
+        seeds: packets::esp_seeds,
+    },
+    Target {
+        name: "outer_packet",
+        run: outer_packet,
+        seeds: packets::outer_seeds,
+    },
+    Target {
+        name: "decrypted_payload",
+        run: decrypted_payload,
+        seeds: packets::decrypted_seeds,
+    },
+    Target {
+        name: "handshake_first",
+        run: handshake_first,
+        seeds: handshake::first_seeds,
+    },
+    Target {
+        name: "handshake_answer",
+        run: handshake_answer,
+        seeds: handshake::answer_seeds,
+    },
+    Target {
+        name: "config_file",
+        run: config_file,
+        seeds: texts::config_seeds,
+    },
+    Target {
+        name: "values",
+        run: values,
+        seeds: texts::value_seeds,
+    },
+];
