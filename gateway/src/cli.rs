@@ -37,6 +37,8 @@ pub enum Command {
     Genpsk,
     /// Show what a running daemon does
     Show(ShowArgs),
+    /// Measure what a packet costs on this machine, in memory and without root
+    Bench(BenchArgs),
     /// Two gateways, a tunnel and real traffic, in namespaces of their own; leaves nothing behind
     Demo(DemoArgs),
 }
@@ -94,6 +96,17 @@ pub enum ShowWhat {
     Routes,
     /// Packets that went no further, and why
     Drops,
+}
+
+/// What is measured.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Only what has this in its name, such as esp-encap
+    #[arg(long, value_name = "NAME")]
+    pub filter: Option<String>,
 }
 
 /// How the demo runs.

@@ -15,8 +15,10 @@
 //!                        config/, SIGHUP      http/ ◀── show.rs, Prometheus
 //! ```
 //!
-//! `daemon.rs` opens and closes it all; `demo/` runs two of it against each other.
+//! `daemon.rs` opens and closes it all; `demo/` runs two of it against each other, `bench/`
+//! measures the packet path in memory.
 
+pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use esplane_gateway::{
+    bench,
     cli::{self, Cli, Command, Failure},
     daemon, demo,
 };
@@ -33,6 +34,7 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Pubkey(args) => cli::pubkey(args, &mut stdin(), &mut stdout()),
         Command::Genpsk => cli::genpsk(&mut stdout()),
         Command::Show(args) => cli::show(args, &mut stdout()),
+        Command::Bench(args) => bench::run(args, &mut stdout()),
         Command::Demo(_) => unreachable!("main has taken it"),
     }
 }

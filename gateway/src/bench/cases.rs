@@ -1,0 +1,450 @@
+//! What is measured. Each case prepares a window outside of the measured time and runs it within.
+//!
+//! | name | one packet goes through |
+//! |---|---|
+//! | `aead-seal`, `aead-open` | the AEAD alone, a run of 64 packets a call |
+//! | `esp-encap`, `esp-decap` | + classification, numbers or window, ESP header and trailer, counters; one flow |
+//! | `outbound-path`, `inbound-path` | + route look-up for each packet, outer IP and UDP header; selector check |
+//! | `loop` | `outbound-path` and `inbound-path` on one core |
+//! | `route-lookup` | the SPD alone |
+//! | `replay` | the anti-replay window alone, check and commit |
+//! | `handshake` | (not a packet) one whole handshake, both ends |
+
+use super::{
+    measure::{Clock, Measured},
+    scene::{PACKETS, Scene, Setting, Size},
+};
+use esplane_api::{AeadSuite, IpPrefix, Now, SaEvent, SelectorPair, TunnelId, WindowSize};
+use esplane_control_noise::{
+    Engine, Initiate, LoadPolicy, NodeConfig, Output, PeerConfig, StaticSecretKey,
+};
+use esplane_dataplane::{
+    Aead, AeadKey, HEADROOM_BYTES, Inbound, Outbound, OuterHeaders,
+    aead::Job,
+    replay::ReplayWindow,
+    spd::{Decision, Rule, Spd},
+    wire::Flow,
+};
+use std::{
+    hint::black_box,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Barrier,
+    thread,
+};
+
+/// One line of the result.
+pub struct Case {
+    pub name: &'static str,
+    /// What no other field says.
+    pub variant: String,
+    pub size: Option<Size>,
+    pub suite: Option<AeadSuite>,
+    pub sas: usize,
+    pub workers: usize,
+    pub measure: Box<dyn Fn(Aead, &Clock) -> Measured>,
+}
+
+const SIZES: [Size; 8] = [
+    Size::Bytes(64),
+    Size::Bytes(128),
+    Size::Bytes(256),
+    Size::Bytes(512),
+    Size::Bytes(1024),
+    Size::Bytes(1400),
+    Size::Bytes(8960),
+    Size::Imix,
+];
+const SMALL: Size = Size::Bytes(64);
+const AES128: AeadSuite = AeadSuite::Aes128Gcm16;
+
+/// A benchmark of whole packets.
+type OfPackets = fn(&Clock, Scene) -> Measured;
+
+/// All of them, in the order of the table.
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (name, open) in [("aead-seal", false), ("aead-open", true)] {
+        for suite in AeadSuite::ALL {
+            let sizes: &[Size] = if suite == AES128 {
+                &SIZES
+            } else {
+                &[SMALL, Size::Bytes(1400)]
+            };
+            for size in sizes {
+                let size = *size;
+                let measure =
+                    Box::new(move |aead, clock: &Clock| aead_alone(aead, clock, suite, size, open));
+                cases.push(Case {
+                    name,
+                    variant: String::new(),
+                    size: Some(size),
+                    suite: Some(suite),
+                    sas: 1,
+                    workers: 1,
+                    measure,
+                });
+            }
+        }
+    }
+    let by_kernel = OuterHeaders::ByKernel;
+    let written = OuterHeaders::Written;
+    let paths: [(&'static str, OuterHeaders, bool, OfPackets); 5] = [
+        ("esp-encap", by_kernel, false, outbound),
+        ("esp-decap", by_kernel, false, inbound),
+        ("outbound-path", written, true, outbound),
+        ("inbound-path", written, true, inbound),
+        ("loop", written, true, there_and_back),
+    ];
+    for (name, headers, many_flows, of_packets) in paths {
+        let mut of = |suite, size, sas| {
+            cases.push(path(
+                name,
+                of_packets,
+                Setting {
+                    suite,
+                    sas,
+                    size,
+                    headers,
+                    many_flows,
+                },
+            ))
+        };
+        SIZES.into_iter().for_each(|size| of(AES128, size, 1));
+        of(AeadSuite::Aes256Gcm16, SMALL, 1);
+        of(AeadSuite::Aes256Gcm16, Size::Bytes(1400), 1);
+        if many_flows {
+            of(AES128, SMALL, 10);
+            of(AES128, SMALL, 1_000);
+            of(AES128, SMALL, 10_000);
+            of(AES128, Size::Imix, 10_000);
+        }
+    }
+    for size in [SMALL, Size::Bytes(1400)] {
+        let setting = Setting {
+            suite: AES128,
+            sas: 1,
+            size,
+            headers: written,
+            many_flows: true,
+        };
+        let measure = Box::new(move |aead, clock: &Clock| two_workers(aead, clock, setting));
+        cases.push(Case {
+            name: "outbound-path",
+            variant: "one SA, shared".to_owned(),
+            size: Some(size),
+            suite: Some(AES128),
+            sas: 1,
+            workers: 2,
+            measure,
+        });
+    }
+    for prefixes in [100_000, 1_000_000] {
+        for random in [false, true] {
+            let variant = format!(
+                "{} keys, {prefixes} prefixes",
+                if random { "random" } else { "hot" }
+            );
+            cases.push(small("route-lookup", variant, move |clock| {
+                route_lookup(clock, prefixes, random)
+            }));
+        }
+    }
+    cases.push(small("replay", "in order".to_owned(), replay));
+    cases.push(small(
+        "handshake",
+        "IKpsk2 + ML-KEM-768, both ends".to_owned(),
+        handshake,
+    ));
+    cases
+}
+
+fn path(name: &'static str, of_packets: OfPackets, setting: Setting) -> Case {
+    Case {
+        name,
+        variant: String::new(),
+        size: Some(setting.size),
+        suite: Some(setting.suite),
+        sas: setting.sas,
+        workers: 1,
+        measure: Box::new(move |aead, clock| of_packets(clock, Scene::new(aead, setting))),
+    }
+}
+
+fn small(
+    name: &'static str,
+    variant: String,
+    measure: impl Fn(&Clock) -> Measured + 'static,
+) -> Case {
+    let measure = Box::new(move |_: Aead, clock: &Clock| measure(clock));
+    Case {
+        name,
+        variant,
+        size: None,
+        suite: None,
+        sas: 1,
+        workers: 1,
+        measure,
+    }
+}
+
+fn outbound(clock: &Clock, scene: Scene) -> Measured {
+    let (mut scene, mut outbound) = (std::cell::RefCell::new(scene), Outbound::new(PACKETS));
+    let measured = clock.measure(
+        PACKETS,
+        || scene.borrow_mut().fill(),
+        |()| scene.borrow_mut().outbound(&mut outbound),
+    );
+    scene.get_mut().check();
+    measured
+}
+
+fn inbound(clock: &Clock, scene: Scene) -> Measured {
+    let (mut scene, mut sender, mut inbound) = (
+        std::cell::RefCell::new(scene),
+        Outbound::new(PACKETS),
+        Inbound::new(PACKETS),
+    );
+    let measured = clock.measure(
+        PACKETS,
+        || scene.borrow_mut().fill_sealed(&mut sender),
+        |()| scene.borrow_mut().inbound(&mut inbound),
+    );
+    scene.get_mut().check();
+    measured
+}
+
+fn there_and_back(clock: &Clock, scene: Scene) -> Measured {
+    let (mut scene, mut outbound, mut inbound) = (
+        std::cell::RefCell::new(scene),
+        Outbound::new(PACKETS),
+        Inbound::new(PACKETS),
+    );
+    let measured = clock.measure(
+        PACKETS,
+        || scene.borrow_mut().fill(),
+        |()| {
+            let mut scene = scene.borrow_mut();
+            scene.outbound(&mut outbound);
+            scene.arrive();
+            scene.inbound(&mut inbound);
+        },
+    );
+    scene.get_mut().check();
+    measured
+}
+
+fn aead_alone(aead: Aead, clock: &Clock, suite: AeadSuite, size: Size, open: bool) -> Measured {
+    let Ok(key) = AeadKey::new(aead, suite, &vec![7; suite.key_bytes()]) else {
+        panic!("a key of the right length is refused")
+    };
+    let frame = (HEADROOM_BYTES + size.largest() + 64).next_multiple_of(64);
+    let mut arena = vec![0xa5; frame * PACKETS];
+    let mut jobs: Vec<Job<'_>> = (0..PACKETS)
+        .map(|index| {
+            let start = index * frame + HEADROOM_BYTES;
+            let mut nonce = [0; 12];
+            nonce[4..].copy_from_slice(&(index as u64).to_be_bytes());
+            Job {
+                key: &key,
+                nonce,
+                aad: [3; 16],
+                aad_bytes: 8,
+                payload: start..start + size.of(index),
+                ok: false,
+            }
+        })
+        .collect();
+    jobs.iter_mut().for_each(|job| job.aad[8..].fill(0));
+    if !open {
+        return clock.measure(
+            PACKETS,
+            || (),
+            |()| aead.seal(black_box(&mut arena), &mut jobs),
+        );
+    }
+    aead.seal(&mut arena, &mut jobs);
+    let (sealed, jobs) = (arena.clone(), std::cell::RefCell::new(jobs));
+    let arena = std::cell::RefCell::new(arena);
+    let measured = clock.measure(
+        PACKETS,
+        || arena.borrow_mut().copy_from_slice(&sealed),
+        |()| aead.open(black_box(&mut arena.borrow_mut()), &mut jobs.borrow_mut()),
+    );
+    assert!(
+        jobs.borrow().iter().all(|job| job.ok),
+        "the AEAD refuses what it has sealed"
+    );
+    measured
+}
+
+/// Two threads seal with one SA at the same time; each measures while the other works.
+fn two_workers(aead: Aead, clock: &Clock, setting: Setting) -> Measured {
+    let shared = Scene::new(aead, setting).west;
+    let begin = Barrier::new(2);
+    let one = || {
+        let mut scene = Scene::new(aead, setting);
+        scene.west = shared.clone();
+        begin.wait();
+        outbound(clock, scene)
+    };
+    let [a, b] = thread::scope(|scope| {
+        let other = scope.spawn(&one);
+        let mine = one();
+        [mine, other.join().unwrap_or(mine)]
+    });
+    let together = |a: f64, b: f64| 1.0 / (1.0 / a + 1.0 / b);
+    clock.from_ns(together(a.ns, b.ns), together(a.median_ns, b.median_ns))
+}
+
+fn route_lookup(clock: &Clock, prefixes: u32, random: bool) -> Measured {
+    let mut numbers = Random(1);
+    let rule = |number: u32, address: u32| Rule {
+        // Lengths as the Internet has them: mostly /24, then shorter.
+        selectors: SelectorPair::to(IpPrefix::truncated(
+            Ipv4Addr::from_bits(address).into(),
+            [24, 24, 24, 22, 20, 16][number as usize % 6],
+        )),
+        priority: 0,
+        decision: Decision::Discard,
+    };
+    let addresses: Vec<u32> = (0..prefixes).map(|_| numbers.next() as u32).collect();
+    let spd = Spd::new(
+        addresses
+            .iter()
+            .enumerate()
+            .map(|(number, address)| rule(number as u32, *address)),
+    );
+    let mut packet = [0; 28];
+    packet[0] = 0x45;
+    packet[2..4].copy_from_slice(&28_u16.to_be_bytes());
+    packet[9] = 17;
+    let Some(flow) = Flow::parse(&packet) else {
+        panic!("a plain packet is not understood")
+    };
+    let keys: usize = if random { 1 << 16 } else { 16 };
+    let flows: Vec<Flow> = (0..keys)
+        .map(|_| {
+            let address = addresses[numbers.next() as usize % addresses.len()];
+            Flow {
+                destination: IpAddr::V4(Ipv4Addr::from_bits(address)),
+                ..flow
+            }
+        })
+        .collect();
+    let mut at = 0;
+    clock.measure(
+        256,
+        || {
+            at = (at + 256) % flows.len();
+            at
+        },
+        |at| {
+            for index in 0..256 {
+                black_box(spd.decide(&flows[(at + index) % flows.len()]));
+            }
+        },
+    )
+}
+
+fn replay(clock: &Clock) -> Measured {
+    let window = ReplayWindow::new(WindowSize::DEFAULT, 0);
+    let mut next = 1;
+    clock.measure(
+        PACKETS,
+        || {
+            next += PACKETS as u64;
+            next
+        },
+        |first| {
+            for number in first..first + PACKETS as u64 {
+                black_box(
+                    window
+                        .check(number)
+                        .and_then(|()| window.commit(number))
+                        .is_ok(),
+                );
+            }
+        },
+    )
+}
+
+/// From the first message to the proof that both ends have the keys.
+fn handshake(clock: &Clock) -> Measured {
+    let engine =
+        |seed: u8, own: &StaticSecretKey, peer: &StaticSecretKey, remote: Option<SocketAddr>| {
+            let node = NodeConfig {
+                private_key: own.clone(),
+                listen_port: 4500,
+                local: None,
+                seed: [seed; 32],
+                reserved_spis: Vec::new(),
+                under_load: LoadPolicy::default(),
+            };
+            let mut config = PeerConfig::new(TunnelId(1), "peer", peer.public_key());
+            config.selectors = vec![SelectorPair::to(IpPrefix::ALL_V4)];
+            config.endpoint = remote;
+            config.initiate = Initiate::OnDemand;
+            let Ok(mut engine) = Engine::new(node) else {
+                panic!("the benchmark's own node is refused")
+            };
+            let set = engine.set_peers(now(), vec![config]);
+            assert!(set.is_ok(), "the benchmark's own peer is refused: {set:?}");
+            while engine.poll_output().is_some() {}
+            engine
+        };
+    let (Ok(a), Ok(b)) = (
+        StaticSecretKey::from_bytes([1; 32]),
+        StaticSecretKey::from_bytes([2; 32]),
+    ) else {
+        panic!("the benchmark's own keys are refused")
+    };
+    let (at_a, at_b): (SocketAddr, SocketAddr) = (
+        (Ipv4Addr::new(192, 0, 2, 1), 4500).into(),
+        (Ipv4Addr::new(192, 0, 2, 2), 4500).into(),
+    );
+    clock.measure(
+        1,
+        || (engine(1, &a, &b, Some(at_b)), engine(2, &b, &a, Some(at_a))),
+        |(mut initiator, mut responder)| {
+            initiator.handle_event(
+                now(),
+                SaEvent::SaNeeded {
+                    tunnel: TunnelId(1),
+                },
+            );
+            deliver(&mut initiator, &mut responder, at_a);
+            deliver(&mut responder, &mut initiator, at_b);
+            assert_eq!(
+                initiator.peers()[0].handshakes,
+                1,
+                "the handshake must succeed"
+            );
+        },
+    )
+}
+
+fn now() -> Now {
+    Now::default().after(std::time::Duration::from_secs(1_700_000_000))
+}
+
+fn deliver(from: &mut Engine, to: &mut Engine, source: SocketAddr) {
+    while let Some(output) = from.poll_output() {
+        if let Output::Send { datagram, .. } = output
+            && let Some(message) = datagram.get(4..)
+        {
+            to.handle_datagram(now(), source, message);
+        }
+    }
+}
+
+/// xorshift64*.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
