@@ -458,13 +458,7 @@ impl<'k> Run<'_, 'k> {
             } else {
                 four_packets::<R, false, SEAL>(&four)
             };
-            let tags = [
-                _mm512_castsi512_si128(tags),
-                _mm512_extracti32x4_epi32::<1>(tags),
-                _mm512_extracti32x4_epi32::<2>(tags),
-                _mm512_extracti32x4_epi32::<3>(tags),
-            ];
-            for (i, (packet, tag)) in four.iter().zip(tags).enumerate() {
+            for (i, (packet, tag)) in four.iter().zip(lanes_apart(tags)).enumerate() {
                 self.jobs[at + i].ok = finish::<SEAL>(packet, tag);
             }
             return 4;
@@ -616,38 +610,42 @@ with_features! {
 
     /// Encrypts or decrypts block `j` of each packet, and hashes it.
     fn abreast_block<const SAME_KEY: bool, const SEAL: bool>(work: &mut Abreast<'_, '_>, j: usize, stream: __m512i) {
-        let at = work.packets.each_ref().map(|p| p.payload.wrapping_add(16 * j));
-        let cipher;
-        if j + 1 < work.blocks {
-            // SAFETY: all packets have `blocks` blocks, and all but the last are whole.
-            let input = lanes_of(at.map(|p| unsafe { _mm_loadu_si128(p.cast()) }));
-            let output = _mm512_xor_si512(input, stream);
-            store_lanes(at, output);
-            cipher = if SEAL { output } else { input };
+        let places = work.packets.each_ref().map(|p| p.payload.wrapping_add(16 * j));
+        let cipher = if j + 1 < work.blocks {
+            whole_blocks::<SEAL>(places, stream)
         } else {
-            // The last block may be short: only its bytes are touched, the rest hashes as zeros.
-            let masks: [u16; 4] = work.packets.each_ref().map(|p| _bzhi_u32(0xffff, (p.bytes - 16 * j) as u32) as u16);
-            let lane = |i: usize| {
-                // SAFETY: masked to the payload.
-                unsafe { _mm_maskz_loadu_epi8(masks[i], at[i].cast()) }
-            };
-            let input = lanes_of([lane(0), lane(1), lane(2), lane(3)]);
-            let output = _mm512_xor_si512(input, stream);
-            let outputs = [
-                _mm512_castsi512_si128(output),
-                _mm512_extracti32x4_epi32::<1>(output),
-                _mm512_extracti32x4_epi32::<2>(output),
-                _mm512_extracti32x4_epi32::<3>(output),
-            ];
-            for i in 0..4 {
-                // SAFETY: masked to the payload.
-                unsafe { _mm_mask_storeu_epi8(at[i].cast(), masks[i], outputs[i]) };
-            }
-            let mask = masks.iter().rev().fold(0_u64, |all, mask| all << 16 | u64::from(*mask));
-            cipher = if SEAL { _mm512_maskz_mov_epi8(mask, output) } else { input };
-        }
+            last_blocks::<SEAL>(places, work.packets.each_ref().map(|p| p.bytes - 16 * j), stream)
+        };
         let (power, folded) = abreast_power::<SAME_KEY>(work.packets, work.blocks + 1 - j);
         multiply_add(&mut work.sum, reversed(cipher), power, folded);
+    }
+
+    /// One whole block at each place; gives the ciphertext. All packets have equally many blocks, and all
+    /// but the last are whole.
+    fn whole_blocks<const SEAL: bool>(places: [*mut u8; 4], stream: __m512i) -> __m512i {
+        // SAFETY: 16 bytes of payload lie at each place.
+        let input = lanes_of(places.map(|p| unsafe { _mm_loadu_si128(p.cast()) }));
+        let output = _mm512_xor_si512(input, stream);
+        for (place, lane) in places.into_iter().zip(lanes_apart(output)) {
+            // SAFETY: as above.
+            unsafe { _mm_storeu_si128(place.cast(), lane) };
+        }
+        if SEAL { output } else { input }
+    }
+
+    /// The last block, of 1 to 16 `bytes`, at each place: only they are touched, the rest hashes as zeros.
+    fn last_blocks<const SEAL: bool>(places: [*mut u8; 4], bytes: [usize; 4], stream: __m512i) -> __m512i {
+        let masks = bytes.map(|bytes| _bzhi_u32(0xffff, bytes as u32) as u16);
+        // SAFETY: masked to the payload.
+        let lane = |i: usize| unsafe { _mm_maskz_loadu_epi8(masks[i], places[i].cast()) };
+        let input = lanes_of([lane(0), lane(1), lane(2), lane(3)]);
+        let output = _mm512_xor_si512(input, stream);
+        for (i, lane) in lanes_apart(output).into_iter().enumerate() {
+            // SAFETY: masked to the payload.
+            unsafe { _mm_mask_storeu_epi8(places[i].cast(), masks[i], lane) };
+        }
+        let mask = masks.iter().rev().fold(0_u64, |all, mask| all << 16 | u64::from(*mask));
+        if SEAL { _mm512_maskz_mov_epi8(mask, output) } else { input }
     }
 
     fn abreast_round_key<const SAME_KEY: bool>(packets: &[Packet<'_>; 4], round: usize) -> __m512i {
@@ -676,15 +674,13 @@ with_features! {
         _mm512_inserti32x4::<3>(x, lanes[3])
     }
 
-    /// Writes each lane to its place, of which 16 bytes must be payload.
-    fn store_lanes(at: [*mut u8; 4], x: __m512i) {
-        // SAFETY: the only caller passes places of whole blocks.
-        unsafe {
-            _mm_storeu_si128(at[0].cast(), _mm512_castsi512_si128(x));
-            _mm_storeu_si128(at[1].cast(), _mm512_extracti32x4_epi32::<1>(x));
-            _mm_storeu_si128(at[2].cast(), _mm512_extracti32x4_epi32::<2>(x));
-            _mm_storeu_si128(at[3].cast(), _mm512_extracti32x4_epi32::<3>(x));
-        }
+    fn lanes_apart(x: __m512i) -> [__m128i; 4] {
+        [
+            _mm512_castsi512_si128(x),
+            _mm512_extracti32x4_epi32::<1>(x),
+            _mm512_extracti32x4_epi32::<2>(x),
+            _mm512_extracti32x4_epi32::<3>(x),
+        ]
     }
 }
 
@@ -885,8 +881,8 @@ with_features! {
         // SAFETY: as for the loads.
         unsafe {
             _mm512_mask_storeu_epi8(place.cast(), mask, s[0]);
-            for v in 1..4 {
-                _mm512_storeu_si512(place.wrapping_add(64 * v).cast(), s[v]);
+            for (v, s) in s.iter().enumerate().skip(1) {
+                _mm512_storeu_si512(place.wrapping_add(64 * v).cast(), *s);
             }
         }
         if SEAL {

@@ -69,11 +69,11 @@ impl Clock {
         }
         windows.sort_unstable();
         let per_item = |window: Duration| window.as_nanos() as f64 / items as f64;
-        self.from_ns(per_item(windows[0]), per_item(windows[windows.len() / 2]))
+        self.measured(per_item(windows[0]), per_item(windows[windows.len() / 2]))
     }
 
     /// Of a cost found in another way.
-    pub fn from_ns(&self, ns: f64, median_ns: f64) -> Measured {
+    pub fn measured(&self, ns: f64, median_ns: f64) -> Measured {
         Measured {
             ns,
             median_ns,
