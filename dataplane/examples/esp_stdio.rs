@@ -12,8 +12,8 @@
 //! | `reset`: forgets all SAs | `ok` |
 //! | anything wrong | `error TEXT` |
 //!
-//! `key` is key and salt; `local` and `remote` are outer addresses seen from here. The outbound SA installed last
-//! sends. Selectors allow everything.
+//! `key` is key and salt; `local` and `remote` are outer addresses seen from here. The outbound SA
+//! installed last sends. Selectors allow everything.
 
 use esplane_api::{
     AeadSuite, DfPolicy, Direction, Esn, KeyMaterial, Lifetime, Now, OuterPath, Policy,
@@ -205,7 +205,7 @@ fn sa(direction: &str, fields: &[&str]) -> Result<SaParams, Box<dyn Error>> {
 }
 
 fn bytes(hex: &str) -> Result<Vec<u8>, Box<dyn Error>> {
-    if !hex.is_ascii() || hex.len() % 2 != 0 {
+    if !hex.is_ascii() || !hex.len().is_multiple_of(2) {
         return Err("a packet or key is an even number of hexadecimal digits".into());
     }
     let pairs = (0..hex.len()).step_by(2);

@@ -4,7 +4,7 @@ use crate::{
     Batch, OuterHeaders, PacketBuf, Report, Verdict,
     aead::{ICV_BYTES, Job},
     batch::Outer,
-    esp::decap::{self, Accepted, Sealed},
+    esp::decap::{Accepted, Sealed},
     outbound::CHUNK_PACKETS,
     sad::InboundEntry,
     spd::fits_inbound,
@@ -58,8 +58,9 @@ impl Inbound {
         }
     }
 
-    /// Decides over every packet whose verdict is pending: it is opened in place and goes on as an inner packet, is
-    /// handed to the control plane, or is dropped and counted. Where data starts, [`OuterHeaders`] says.
+    /// Decides over every packet whose verdict is pending: it is opened in place and goes on as an
+    /// inner packet, is handed to the control plane, or is dropped and counted. Where data starts,
+    /// [`OuterHeaders`] says.
     pub fn process(&mut self, tables: &Tables, batch: &mut Batch, report: &mut Report) {
         let (arena, packets) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
@@ -81,10 +82,12 @@ impl Inbound {
         }
     }
 
-    /// Where SAs have failed so often in a row that their high half may be lost, keeps the ciphertext of one
-    /// packet of the chunk, to be tried with further high halves (RFC 4303 Appendix A3).
+    /// Where SAs have failed so often in a row that their high half may be lost, keeps the
+    /// ciphertext of one packet of the chunk, to be tried with further high halves (RFC 4303
+    /// Appendix A3).
     ///
-    /// One packet a chunk: a flood of forgeries fills chunks, and so buys four more decryptions per 64.
+    /// One packet a chunk: a flood of forgeries fills chunks, and so buys four more decryptions per
+    /// 64.
     fn keep_suspect(
         &mut self,
         arena: &[u8],
@@ -132,8 +135,8 @@ fn check<'t>(
     (waiting, jobs)
 }
 
-/// Step 3: finds the ESP packet, whose SPI is the answer. The packet's data becomes the ESP packet, or what follows
-/// the non-ESP marker.
+/// Step 3: finds the ESP packet, whose SPI is the answer. The packet's data becomes the ESP packet,
+/// or what follows the non-ESP marker.
 fn classify(mode: OuterHeaders, arena: &[u8], packet: &mut PacketBuf) -> Result<u32, Verdict> {
     if mode == OuterHeaders::Written {
         take_off_outer(arena, packet).ok_or(Verdict::Drop(DropReason::OuterMalformed))?;
@@ -153,8 +156,8 @@ fn classify(mode: OuterHeaders, arena: &[u8], packet: &mut PacketBuf) -> Result<
     }
 }
 
-/// Takes off outer IP and UDP header and notes what they say. `None` where they are malformed, a fragment (RFC 4303
-/// §3.4.1), or of another protocol.
+/// Takes off outer IP and UDP header and notes what they say. `None` where they are malformed, a
+/// fragment (RFC 4303 §3.4.1), or of another protocol.
 fn take_off_outer(arena: &[u8], packet: &mut PacketBuf) -> Option<()> {
     let whole = arena.get(packet.data_range())?;
     let (local, remote, tos, above, payload, total_bytes) = match whole.first()? >> 4 {
@@ -276,7 +279,7 @@ fn finish<'t>(
             carried.entry = Some(entry);
         }
         note_authentic(tables, packet, &accepted, report);
-        let verdict = match open(entry, arena, packet, &job.payload) {
+        let verdict = match open(&accepted, arena, packet, &job.payload) {
             Ok(()) => Verdict::Forward,
             Err(reason) => Verdict::Drop(reason),
         };
@@ -308,8 +311,10 @@ fn note_authentic(
     else {
         return;
     };
-    let remote = packet.outer.remote;
-    if accepted.newest && remote != sender.header.path().remote_socket() {
+    let (remote, known) = (packet.outer.remote, sender.header.path().remote_socket());
+    // Address and port; not what a socket adds to them (IPv6 scope, flow).
+    let moved = remote.ip() != known.ip() || packet.outer.udp && remote.port() != known.port();
+    if accepted.newest && moved {
         report.raise(SaEvent::EndpointMoved {
             tunnel: *id,
             remote,
@@ -319,20 +324,21 @@ fn note_authentic(
 
 /// Step 7: from decrypted payload to inner packet.
 fn open(
-    entry: &InboundEntry,
+    accepted: &Accepted<'_>,
     arena: &mut [u8],
     packet: &mut PacketBuf,
     at: &Range<usize>,
 ) -> Result<(), DropReason> {
     let malformed = DropReason::DecryptedMalformed;
-    let opened = decap::strip(arena.get(at.clone()).unwrap_or_default(), at)?;
+    let opened = accepted.strip(arena.get(at.clone()).unwrap_or_default(), at)?;
     let inner = arena.get_mut(opened.payload.clone()).ok_or(malformed)?;
     let flow = Flow::parse(inner).ok_or(malformed)?;
     if flow.next_header() != opened.next_header {
         return Err(malformed);
     }
     // RFC 4301 §5.2 step 4
-    if !entry
+    if !accepted
+        .entry
         .sa
         .selectors
         .iter()

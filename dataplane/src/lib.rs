@@ -1,4 +1,78 @@
-//! Pure ESP: batches of packets in, batches of packets out. No I/O, no clock.
+//! Pure ESP (RFC 4303) in tunnel mode: batches of packets in, batches of packets out. No I/O, no
+//! clock, no thread, and after construction no allocation and no lock.
+//!
+//! # The path of a packet
+//!
+//! ```text
+//!      clear packets                                                      clear packets
+//!            │ 1, 2: a driver fills a Batch        8: a driver takes Forward'ed ones ▲
+//!            ▼                                                                      │
+//!   ┌──────────────────┐                                         ┌─────────────────────┐
+//!   │ 3 classify       │ outbound.rs, wire/                      │ 7 finish            │ inbound.rs
+//!   │   addresses,     │ malformed ──▶ Drop                      │   selectors, ECN,   │ tunnel.rs
+//!   │   protocol, ports│                                         │   surplus cut off   │
+//!   ├──────────────────┤                                         ├─────────────────────┤
+//!   │ 4 look up        │ spd.rs                                  │ 6 commit, strip     │ replay.rs,
+//!   │   policy, tunnel,│ ──▶ Drop, Bypass, Hold                  │   take the number,  │ esp/decap.rs
+//!   │   SA that sends  │                                         │   padding           │
+//!   ├──────────────────┤                                         ├─────────────────────┤
+//!   │ 5 sequence       │ sequence.rs, usage.rs                   │ 6 authenticate,     │ aead/
+//!   │   numbers for the│ none left ──▶ Drop                      │   decrypt           │ whole chunk, one call
+//!   │   run of one SA  │                                         ├─────────────────────┤
+//!   ├──────────────────┤                                         │ 5 sequence          │ sequence.rs,
+//!   │ 6 crypt          │ esp/encap.rs, aead/                     │   infer, *check*    │ replay.rs
+//!   │   whole chunk,   │                                         ├─────────────────────┤
+//!   │   one call       │                                         │ 4 look up: SPI      │ sad.rs
+//!   ├──────────────────┤                                         ├─────────────────────┤
+//!   │ 7 finish         │ tunnel.rs                               │ 3 classify: ESP,    │ inbound.rs, wire/
+//!   │   outer headers  │                                         │   control, keepalive│ ──▶ Control
+//!   └──────────────────┘                                         └─────────────────────┘
+//!            │ 8: a driver takes Forward'ed ones   1, 2: a driver fills a Batch ▲
+//!            ▼                                                                 │
+//!       ESP packets ═══════════════════════════════════════════════════▶ ESP packets
+//! ```
+//!
+//! Packets stay where the driver put them: headers grow into the frame's headroom, trailer and ICV
+//! into its tailroom ([`batch`]). Every packet leaves with a [`Verdict`]; what is dropped is
+//! counted under one [`DropReason`](esplane_api::DropReason) in the worker's [`Report`].
+//!
+//! A forged packet changes nothing: until its ICV is known to be right, inbound only looks. The
+//! types of [`esp::decap`] make that order the only one that compiles.
+//!
+//! # Who owns what
+//!
+//! | | owns | shared how |
+//! |---|---|---|
+//! | [`TableWriter`], one on the control side | tunnels, policies, SAs | carries out `SaCommand`s as a whole or not at all |
+//! | [`Tables`], a snapshot | SAD, SPD, senders | immutable, in an `Arc`; one per batch and worker |
+//! | [`sad::InboundSa`], [`sad::OutboundSa`] | key, window or counter, usage | by all snapshots; what changes is an atomic |
+//! | [`Outbound`], [`Inbound`], one per worker | scratch memory | not at all |
+//! | [`Batch`] | the packets | not at all; in place |
+//! | [`Report`] | events and drops | not at all; the worker hands it over |
+//!
+//! # Where a key lives
+//!
+//! `KeyMaterial` comes in with `SaCommand::Install`, is expanded into the SA's [`AeadKey`] and
+//! wiped. The `AeadKey` lives as long as the last snapshot that holds its SA, and is wiped with it.
+//! What is remembered of a removed key is a hash under a secret of this process, together with its
+//! counter or window: installed again, it goes on where it was. That,
+//! [`sequence::SequenceCounter`], and the refusal to install one key twice keep the invariant: **no
+//! (key, IV) pair is ever used twice.**
+//!
+//! # Where we deviate, and why
+//!
+//! | clause | what we do |
+//! |---|---|
+//! | RFC 4303 §3.4.3 anti-replay may be disabled | never: there is no parameter for it |
+//! | RFC 4303 §3.3.3 counting starts at 1 | also above, for a key that goes on after a restart |
+//! | RFC 4303 §3.4.1 reassembly before ESP | the kernel's work behind sockets; refused where we read outer headers ourselves |
+//! | RFC 4303 Appendix A3 resynchronisation | after 64 failures in a row, one packet of a chunk, four high halves: bounded work for an attacker |
+//! | RFC 4301 §5.1.2 inner TTL | untouched: whoever forwards the packet to or from us has decremented it, or will |
+//! | RFC 4301 §5.1.2.2 flow label | zero in outer IPv6 |
+//! | RFC 4301 §4.4.1 selectors by ICMP type and name | not supported; protocol and ports are |
+//! | RFC 4301 §4.4.2.1 hard lifetime | may be exceeded by one run of packets per worker |
+//! | RFC 2675 jumbograms, transport mode, AH | not supported |
+
 pub mod aead;
 pub mod batch;
 pub mod esp;
@@ -18,6 +92,6 @@ pub use aead::{Aead, AeadKey};
 pub use batch::{Batch, HEADROOM_BYTES, Outer, PacketBuf, TAILROOM_BYTES, Verdict};
 pub use inbound::Inbound;
 pub use outbound::Outbound;
-pub use report::Report;
+pub use report::{EVENTS_MAX, Report};
 pub use tables::{CommandError, CommandProblem, OuterHeaders, Settings, TableWriter, Tables};
 pub use tunnel::max_inner_bytes;

@@ -56,8 +56,9 @@ impl Outbound {
         }
     }
 
-    /// Decides over every packet whose verdict is pending: it is sealed in place and goes on, is held until its tunnel
-    /// has an SA, passes in clear, or is dropped and counted. Data starts at the inner IP header.
+    /// Decides over every packet whose verdict is pending: it is sealed in place and goes on, is
+    /// held until its tunnel has an SA, passes in clear, or is dropped and counted. Data starts at
+    /// the inner IP header.
     pub fn process(&mut self, tables: &Tables, batch: &mut Batch, report: &mut Report) {
         let (arena, packets) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
@@ -160,7 +161,8 @@ fn classify<'t>(
 fn route<'t>(tables: &'t Tables, flow: &Flow) -> Route<'t> {
     let drop = |reason| Route::Other(Verdict::Drop(reason));
     match tables.spd.decide(flow) {
-        // RFC 4301 §5.1: no policy is discard. What the kernel says to its link by itself is no mistake of anyone's.
+        // RFC 4301 §5.1: no policy is discard. What the kernel says to its link by itself is no
+        // mistake of anyone's.
         None if stays_on_link(flow.destination) => drop(DropReason::LinkLocal),
         None => drop(DropReason::NoPolicy),
         Some(Decision::Discard) => drop(DropReason::PolicyDiscard),
@@ -265,26 +267,33 @@ fn number<'t>(
         drop_packet(&mut chunk[packet.at], reason, report);
     }
 
-    let carried = &run[..sent];
+    if within_lifetime < run.len()
+        && let Some(unit) = sa.usage.ended_by()
+    {
+        report.raise(SaEvent::HardExpired { sa: sa.id, unit }); // as long as packets want to use it
+    }
+    if sent < within_lifetime && sa.sequence.is_exhausted() {
+        report.raise(SaEvent::SequenceExhausted { sa: sa.id });
+    }
+    if sa.sequence.is_low() {
+        let next = sa.sequence.next();
+        report.raise(SaEvent::SequenceLow { sa: sa.id, next });
+    }
+    account(tunnel, sender, &run[..sent], report);
+}
+
+/// Counts what a run has carried.
+fn account(tunnel: &Tunnel, sender: &Sender, carried: &[Leaving<'_>], report: &mut Report) {
+    let sa = &sender.sa;
     let bytes: usize = carried.iter().map(|packet| packet.payload_bytes).sum();
-    sa.usage.add(sent as u64, bytes as u64, |reached| {
+    sa.usage.add(carried.len() as u64, bytes as u64, |reached| {
         report.raise(reached.event(sa.id));
     });
     let data = carried
         .iter()
         .filter(|packet| packet.next_header != protocol::NO_NEXT_HEADER);
-    let data_packets = data.count() as u64;
-    tunnel
-        .activity
-        .sent_data_packets
-        .fetch_add(data_packets, Relaxed);
-    if sa.sequence.is_low() {
-        let next = sa.sequence.next();
-        report.raise(SaEvent::SequenceLow { sa: sa.id, next });
-    }
-    if sent < within_lifetime && sa.sequence.is_exhausted() {
-        report.raise(SaEvent::SequenceExhausted { sa: sa.id });
-    }
+    let sent = &tunnel.activity.sent_data_packets;
+    sent.fetch_add(data.count() as u64, Relaxed);
 }
 
 fn drop_packet(packet: &mut PacketBuf, reason: DropReason, report: &mut Report) {

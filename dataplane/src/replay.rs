@@ -1,5 +1,5 @@
-//! The anti-replay window (RFC 4303 §3.4.3), after RFC 6479: a ring of blocks instead of one shifted
-//! bitmap, so that moving on costs the same however far the head jumps.
+//! The anti-replay window (RFC 4303 §3.4.3), after RFC 6479: a ring of blocks instead of one
+//! shifted bitmap, so that moving on costs the same however far the head jumps.
 //!
 //! RFC 6479 clears the blocks between the old head and the new one; that needs a lock. Here each
 //! block carries its own number, and one that has come round is recognised instead of cleared:
@@ -28,9 +28,9 @@
 //!
 //! **32 bits of block number suffice.** Blocks are compared as a difference of 32 bits, right as long as two
 //! blocks that meet in a slot are less than 2^31 blocks = 2^36 numbers apart. Inference and
-//! resynchronisation never move the head by more than 5 · 2^32 at once. Only a peer that skips 2^36 numbers
-//! in such jumps and never hits a slot on the way could make it look newer than it is, and all it
-//! gains is that its packets in this slot are refused.
+//! resynchronisation never move the head by more than 5 · 2^32 at once. Only a peer that skips 2^36
+//! numbers in such jumps and never hits a slot on the way could make it look newer than it is, and
+//! all it gains is that its packets in this slot are refused.
 
 use esplane_api::{DropReason, WindowSize};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -43,8 +43,8 @@ const BLOCK_BITS: u64 = 32;
 pub struct ReplayWindow {
     /// The highest number committed, or the floor.
     head: AtomicU64,
-    /// Numbers up to here were never ours to accept. At least 0: a sender's first number is 1 (RFC 4303 §2.2),
-    /// so 0 is too old from the start.
+    /// Numbers up to here were never ours to accept. At least 0: a sender's first number is 1 (RFC
+    /// 4303 §2.2), so 0 is too old from the start.
     floor: u64,
     window_packets: u32,
     slots: Box<[AtomicU64]>,

@@ -85,7 +85,8 @@ impl InboundSa {
         }
     }
 
-    /// Notes a wrong ICV. Nothing but statistics and the right to try resynchronisation follow from it.
+    /// Notes a wrong ICV. Nothing but statistics and the right to try resynchronisation follow from
+    /// it.
     pub fn note_failure(&self) {
         self.authentication_failures.fetch_add(1, Relaxed);
         if self.failures_in_a_row.load(Relaxed) < RESYNCHRONISE_AFTER {
@@ -93,7 +94,8 @@ impl InboundSa {
         }
     }
 
-    /// Notes an authentic packet; the first one is told through `raise`, which answers whether it could be told.
+    /// Notes an authentic packet; the first one is told through `raise`, which answers whether it
+    /// could be told.
     pub fn note_authentic(&self, raise: impl FnOnce(SaEvent) -> bool) {
         // Load first: a store per packet would send the cache line back and forth between workers.
         if self.failures_in_a_row.load(Relaxed) != 0 {
@@ -146,7 +148,8 @@ impl Sad {
     }
 }
 
-/// One multiplication. Enough, as SPIs in the table are ours: nobody else can choose them to collide.
+/// One multiplication. Enough, as SPIs in the table are ours: nobody else can choose them to
+/// collide.
 #[derive(Default)]
 pub struct SpiHasher(u64);
 
@@ -166,5 +169,76 @@ impl Hasher for SpiHasher {
 
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Aead;
+    use esplane_api::{AeadSuite, Direction, Lifetime, Now, Spi, TunnelId, WindowSize};
+
+    fn inbound(spi: u32) -> InboundSa {
+        InboundSa {
+            id: SaId {
+                tunnel: TunnelId(1),
+                direction: Direction::Inbound,
+                spi: Spi::new(spi).unwrap(),
+            },
+            key: AeadKey::new(Aead::portable(), AeadSuite::Aes128Gcm16, &[1; 16]).unwrap(),
+            salt: [0; 4],
+            esn: Esn::On,
+            window: Arc::new(ReplayWindow::new(WindowSize::DEFAULT, 0)),
+            in_udp: false,
+            selectors: Box::default(),
+            usage: Usage::new(Lifetime::UNLIMITED, Now::default()),
+            authentication_failures: AtomicU64::default(),
+            replays: AtomicU64::default(),
+            failures_in_a_row: AtomicU32::default(),
+            first_told: AtomicBool::default(),
+        }
+    }
+
+    #[test]
+    fn a_first_packet_that_could_not_be_told_is_told_by_the_next() {
+        let sa = inbound(256);
+        let mut told = 0;
+        for room in [false, false, true, true] {
+            sa.note_authentic(|event| {
+                assert_eq!(event, SaEvent::FirstReceived { sa: sa.id });
+                told += u32::from(room);
+                room
+            });
+        }
+        assert_eq!(told, 1);
+    }
+
+    #[test]
+    fn one_authentic_packet_ends_the_suspicion() {
+        let sa = inbound(256);
+        for _ in 0..RESYNCHRONISE_AFTER {
+            assert!(!sa.may_be_out_of_step());
+            sa.note_failure();
+        }
+        assert!(sa.may_be_out_of_step());
+        sa.note_authentic(|_| true);
+        assert!(!sa.may_be_out_of_step());
+        assert_eq!(
+            sa.statistics().authentication_failures,
+            u64::from(RESYNCHRONISE_AFTER)
+        );
+    }
+
+    #[test]
+    fn every_spi_is_found_and_no_other() {
+        let spis = (0..2000u32).map(|number| 256 + number * 4099);
+        let sad = Sad::new(spis.clone().map(|spi| InboundEntry {
+            sa: Arc::new(inbound(spi)),
+            tunnel: TunnelSlot(spi),
+        }));
+        for spi in spis {
+            assert_eq!(sad.find(spi).unwrap().tunnel, TunnelSlot(spi));
+            assert!(sad.find(spi + 1).is_none());
+        }
     }
 }

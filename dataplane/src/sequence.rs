@@ -1,8 +1,8 @@
 //! Step 5: sequence numbers. Outbound they are reserved, inbound their high half is inferred.
 //!
 //! The number is also the IV (RFC 4106 §3.1), so one number used twice under one key would give the
-//! key away. [`SequenceCounter`] is therefore the one place where numbers are made, and it only ever
-//! goes up:
+//! key away. [`SequenceCounter`] is therefore the one place where numbers are made, and it only
+//! ever goes up:
 //!
 //! ```text
 //!   1 …… used …… next …… low_at …… last …… Esn::last_sequence
@@ -47,9 +47,10 @@ impl SequenceCounter {
 
     /// Takes up to `wanted` consecutive numbers; fewer, or none, at the end of what is reserved.
     ///
-    /// Check before add: a counter past its end is never added to, so each worker can overshoot it by
-    /// one run at most. [`Esn::last_sequence`] leaves 2^32 numbers for that, more than any number
-    /// of workers can hold at once: the counter cannot wrap. Numbers overshot are skipped, not reused.
+    /// Check before add: a counter past its end is never added to, so each worker can overshoot it
+    /// by one run at most. [`Esn::last_sequence`] leaves 2^32 numbers for that, more than any
+    /// number of workers can hold at once: the counter cannot wrap. Numbers overshot are skipped,
+    /// not reused.
     pub fn reserve(&self, wanted: u32) -> Range<u64> {
         let last = self.last.load(Relaxed);
         if self.next.load(Relaxed) > last {
@@ -110,7 +111,7 @@ impl SequenceCounter {
         let mark = if last == self.esn.last_sequence() {
             NEVER // nothing is left to reserve
         } else {
-            next + last.saturating_sub(next) / 2
+            next + (last + 1).saturating_sub(next) / 2
         };
         self.low_at.store(mark, Relaxed);
     }
@@ -173,8 +174,10 @@ mod tests {
         let counter = SequenceCounter::new(Esn::On, start(11, Some(20)));
         assert!(!counter.is_low());
         assert_eq!(counter.reserve(5), 11..16);
+        assert!(!counter.is_low(), "half is not more than half");
+        assert_eq!(counter.reserve(1), 16..17);
         assert!(counter.is_low());
-        assert_eq!(counter.reserve(8), 16..21);
+        assert_eq!(counter.reserve(8), 17..21);
         assert!(counter.reserve(1).is_empty());
         assert!(!counter.is_exhausted());
         counter.extend(15); // an old answer: nothing goes back

@@ -1,7 +1,8 @@
 //! Step 4, outbound: which policy decides over a packet (RFC 4301 §4.4.1).
 //!
-//! Policies hang in one trie per family, at the networks of their remote selectors. A lookup finds the longest
-//! network that holds the destination, tries its policies in order, then climbs to the next shorter network:
+//! Policies hang in one trie per family, at the networks of their remote selectors. A lookup finds
+//! the longest network that holds the destination, tries its policies in order, then climbs to the
+//! next shorter network:
 //!
 //! ```text
 //!   trie: destination ──longest match──▶ node 10.1.2.0/24 ──▶ node 10.0.0.0/8 ──▶ node 0.0.0.0/0

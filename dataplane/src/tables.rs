@@ -6,13 +6,15 @@
 //!                     state.rs: what is installed     ├─ Spd      destination → tunnel
 //!                     checks, then changes a copy     ├─ tunnels  tunnel → sender (SA, outer header)
 //!                     publishes it as a whole         └─ Sad      SPI → inbound SA
+//!                     keys.rs: how far keys had come
 //! ```
 //!
-//! A snapshot never changes; what does change (counters, numbers, windows) are atomics inside the SAs, which all
-//! snapshots share. So a worker with an old snapshot and one with a new one still take numbers
-//! from the same counter.
+//! A snapshot never changes; what does change (counters, numbers, windows) are atomics inside the
+//! SAs, which all snapshots share. So a worker with an old snapshot and one with a new one still
+//! take numbers from the same counter.
 
 mod error;
+mod keys;
 mod state;
 mod writer;
 
@@ -41,11 +43,12 @@ pub struct Settings {
 /// Who writes and reads outer IP and UDP headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OuterHeaders {
-    /// The kernel, behind sockets. Data starts at the ESP header or, inbound in UDP, at the UDP payload; all else
-    /// is in [`crate::PacketBuf::outer`].
+    /// The kernel, behind sockets. Data starts at the ESP header or, inbound in UDP, at the UDP
+    /// payload; all else is in [`crate::PacketBuf::outer`].
     ByKernel,
-    /// The dataplane: AF_XDP, captures, simulations. Data starts at a complete outer IPv4 or IPv6 header (and
-    /// UDP), with the IPv4 header checksum; the UDP checksum is zero over IPv4 and computed over IPv6.
+    /// The dataplane: AF_XDP, captures, simulations. Data starts at a complete outer IPv4 or IPv6
+    /// header (and UDP), with the IPv4 header checksum; the UDP checksum is zero over IPv4 and
+    /// computed over IPv6.
     Written,
 }
 

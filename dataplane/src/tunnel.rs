@@ -1,4 +1,5 @@
-//! Step 7: what tunnel mode does to headers (RFC 4301 §5.1.2): the outer IP and UDP header outbound, ECN inbound.
+//! Step 7: what tunnel mode does to headers (RFC 4301 §5.1.2): the outer IP and UDP header
+//! outbound, ECN inbound.
 //!
 //! | outer field | from |
 //! |---|---|

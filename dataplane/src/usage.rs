@@ -5,9 +5,15 @@
 
 use esplane_api::{Lifetime, LifetimeUnit, Now, SaEvent, SaId};
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
+
+const UNITS: [LifetimeUnit; 3] = [
+    LifetimeUnit::Packets,
+    LifetimeUnit::Bytes,
+    LifetimeUnit::Seconds,
+];
 
 /// Packets and bytes of one SA, and its lifetime.
 #[derive(Debug)]
@@ -16,8 +22,8 @@ pub struct Usage {
     bytes: AtomicU64,
     lifetime: Lifetime,
     installed: Duration,
-    /// Set for good once a hard limit is reached.
-    ended: AtomicBool,
+    /// 0, or for good 1 + the place in [`UNITS`] of the hard limit that was reached.
+    ended: AtomicU8,
     soft_seconds_told: AtomicBool,
 }
 
@@ -48,7 +54,7 @@ impl Usage {
             bytes: AtomicU64::new(0),
             lifetime,
             installed: now.monotonic,
-            ended: AtomicBool::new(false),
+            ended: AtomicU8::new(0),
             soft_seconds_told: AtomicBool::new(false),
         }
     }
@@ -65,7 +71,24 @@ impl Usage {
 
     /// Whether a hard limit has been reached.
     pub fn ended(&self) -> bool {
-        self.ended.load(Relaxed)
+        self.ended.load(Relaxed) != 0
+    }
+
+    /// The hard limit that has been reached.
+    pub fn ended_by(&self) -> Option<LifetimeUnit> {
+        let place = usize::from(self.ended.load(Relaxed)).checked_sub(1)?;
+        UNITS.get(place).copied()
+    }
+
+    /// Ends it; `true` if it had not ended before.
+    fn end(&self, unit: LifetimeUnit) -> bool {
+        let code = UNITS
+            .iter()
+            .position(|known| *known == unit)
+            .map_or(0, |place| place + 1);
+        self.ended
+            .compare_exchange(0, code as u8, Relaxed, Relaxed)
+            .is_ok()
     }
 
     /// Counts a run that has been carried, and tells which limits it reached.
@@ -83,11 +106,11 @@ impl Usage {
             tell(Reached::Soft(LifetimeUnit::Bytes));
         }
         if crossed(packets_before, packets, hard.packets) {
-            self.ended.store(true, Relaxed);
+            self.end(LifetimeUnit::Packets);
             tell(Reached::Hard(LifetimeUnit::Packets));
         }
         if crossed(bytes_before, bytes, hard.bytes) {
-            self.ended.store(true, Relaxed);
+            self.end(LifetimeUnit::Bytes);
             tell(Reached::Hard(LifetimeUnit::Bytes));
         }
     }
@@ -121,7 +144,7 @@ impl Usage {
         let over =
             |limit: Option<u64>| limit.is_some_and(|limit| age >= Duration::from_secs(limit));
         if over(self.lifetime.hard().seconds) {
-            if !self.ended.swap(true, Relaxed) {
+            if self.end(LifetimeUnit::Seconds) {
                 tell(Reached::Hard(LifetimeUnit::Seconds));
             }
         } else if over(self.lifetime.soft().seconds) && !self.soft_seconds_told.swap(true, Relaxed)

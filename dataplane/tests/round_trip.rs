@@ -1,5 +1,5 @@
-//! What goes in at west comes out at east, byte by byte, in every combination of families, suites, number widths, encapsulations and
-//! ways to hand over outer headers.
+//! What goes in at west comes out at east, byte by byte, in every combination of families, suites,
+//! number widths, encapsulations and ways to hand over outer headers.
 
 mod common;
 use common::*;

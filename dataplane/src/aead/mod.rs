@@ -16,8 +16,9 @@
 //! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
 //! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
 //!
-//! To add an implementation: a file here with its key type, a variant in `Kind` and `Implementation`,
-//! and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else.
+//! To add an implementation: a file here with its key type, a variant in `Implementation` and in
+//! `Expanded`, and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else. The
+//! tests beside this file then hold it to the published vectors and to the portable one.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -132,9 +133,9 @@ impl Aead {
         }
     }
 
-    /// Opens every job: where the ICV is right, ciphertext becomes payload and [`Job::ok`] is `true`.
-    /// Where it is wrong, `ok` is `false` and no plaintext is in the arena: the bytes are the ciphertext
-    /// or zeros.
+    /// Opens every job: where the ICV is right, ciphertext becomes payload and [`Job::ok`] is
+    /// `true`. Where it is wrong, `ok` is `false` and no plaintext is in the arena: the bytes are
+    /// the ciphertext or zeros.
     pub fn open(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
         let mut rest = jobs;
         while let Some(first) = rest.first() {
@@ -219,8 +220,8 @@ impl AeadKey {
         self.suite
     }
 
-    /// How many of `jobs`, from the first on, belong to one run: vector kernels mix keys, the others
-    /// take one key at a time.
+    /// How many of `jobs`, from the first on, belong to one run: vector kernels mix keys, the
+    /// others take one key at a time.
     fn run_length(&self, jobs: &[Job<'_>]) -> usize {
         jobs.iter().take_while(|job| self.same_run(job.key)).count()
     }

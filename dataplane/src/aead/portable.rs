@@ -34,8 +34,8 @@ impl Key {
         tag.map(|tag| *icv = tag.into()).is_ok()
     }
 
-    /// Decrypts in place if the ICV is right. The crate checks it (in constant time) before it decrypts, so the ciphertext
-    /// stays as it was otherwise.
+    /// Decrypts in place if the ICV is right. The crate checks it (in constant time) before it
+    /// decrypts, so the ciphertext stays as it was otherwise.
     pub fn open(
         &self,
         nonce: &[u8; NONCE_BYTES],

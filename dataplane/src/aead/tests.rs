@@ -1,1 +1,289 @@
+use super::*;
+use AeadSuite::{Aes128Gcm16, Aes256Gcm16, ChaCha20Poly1305};
+use proptest::prelude::*;
 
+/// A published vector, in hexadecimal.
+struct Vector {
+    source: &'static str,
+    suite: AeadSuite,
+    key: &'static str,
+    nonce: &'static str,
+    aad: &'static str,
+    plain: &'static str,
+    sealed: &'static str,
+}
+
+const VECTORS: &[Vector] = &[
+    Vector {
+        source: "McGrew, Viega: The Galois/Counter Mode of Operation, test case 1",
+        suite: Aes128Gcm16,
+        key: "00000000000000000000000000000000",
+        nonce: "000000000000000000000000",
+        aad: "",
+        plain: "",
+        sealed: "58e2fccefa7e3061367f1d57a4e7455a",
+    },
+    Vector {
+        source: "test case 2",
+        suite: Aes128Gcm16,
+        key: "00000000000000000000000000000000",
+        nonce: "000000000000000000000000",
+        aad: "",
+        plain: "00000000000000000000000000000000",
+        sealed: "0388dace60b6a392f328c2b971b2fe78ab6e47d42cec13bdf53a67b21257bddf",
+    },
+    Vector {
+        source: "test case 3",
+        suite: Aes128Gcm16,
+        key: "feffe9928665731c6d6a8f9467308308",
+        nonce: "cafebabefacedbaddecaf888",
+        aad: "",
+        plain: "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525\
+                b16aedf5aa0de657ba637b391aafd255",
+        sealed: "42831ec2217774244b7221b784d0d49ce3aa212f2c02a4e035c17e2329aca12e21d514b25466931c7d8f6a5aac84aa05\
+                 1ba30b396a0aac973d58e091473f59854d5c2af327cd64a62cf35abd2ba6fab4",
+    },
+    Vector {
+        source: "test case 13",
+        suite: Aes256Gcm16,
+        key: "0000000000000000000000000000000000000000000000000000000000000000",
+        nonce: "000000000000000000000000",
+        aad: "",
+        plain: "",
+        sealed: "530f8afbc74536b9a963b4f1c4cb738b",
+    },
+    Vector {
+        source: "test case 14",
+        suite: Aes256Gcm16,
+        key: "0000000000000000000000000000000000000000000000000000000000000000",
+        nonce: "000000000000000000000000",
+        aad: "",
+        plain: "00000000000000000000000000000000",
+        sealed: "cea7403d4d606b6e074ec5d3baf39d18d0d1c8a799996bf0265b98b5d48ab919",
+    },
+    Vector {
+        source: "test case 15",
+        suite: Aes256Gcm16,
+        key: "feffe9928665731c6d6a8f9467308308feffe9928665731c6d6a8f9467308308",
+        nonce: "cafebabefacedbaddecaf888",
+        aad: "",
+        plain: "d9313225f88406e5a55909c5aff5269a86a7a9531534f7da2e4c303d8a318a721c3c0c95956809532fcf0e2449a6b525\
+                b16aedf5aa0de657ba637b391aafd255",
+        sealed: "522dc1f099567d07f47f37a32a84427d643a8cdcbfe5c0c97598a2bd2555d1aa8cb08e48590dbb3da7b08b1056828838\
+                 c5f61e6393ba7a0abcc9f662898015adb094dac5d93471bdec1a502270e3cc6c",
+    },
+    Vector {
+        source: "NIST CAVP gcmEncryptExtIV128, 128 bits of plaintext and of AAD, count 0",
+        suite: Aes128Gcm16,
+        key: "c939cc13397c1d37de6ae0e1cb7c423c",
+        nonce: "b3d8cc017cbb89b39e0f67e2",
+        aad: "24825602bd12a984e0092d3e448eda5f",
+        plain: "c3b3c41f113a31b73d9a5cd432103069",
+        sealed: "93fe7d9e9bfd10348a5606e5cafa73540032a1dc85f1c9786925a2e71d8272dd",
+    },
+    Vector {
+        source: "draft-mcgrew-gcm-test-01 §4: ESP with extended sequence numbers, AES-128",
+        suite: Aes128Gcm16,
+        key: "4c80cdefbb5d10da906ac73c3613a634",
+        nonce: "2e443b684956ed7e3b244cfe",
+        aad: "000043218765432100000000",
+        plain: "45000048699a000080114db7c0a80102c0a801010a9bf15638d301000001000000000000045f736970045f7564700373\
+                69700963796265726369747902646b000021000101020201",
+        sealed: "fecf537e729d5b07dc30df528dd22b768d1b98736696a6fd348509fa13ceac34cfa2436f14a3f3cf65925bf1f4a13c5d\
+                 15b21e1884f5ff6247aeabb786b93bce61bc17d768fd9732459018148f6cbe722fd04796562dfdb4",
+    },
+    Vector {
+        source: "draft-mcgrew-gcm-test-01: ESP with 32-bit numbers, AES-256",
+        suite: Aes256Gcm16,
+        key: "abbccddef00112233445566778899aababbccddef00112233445566778899aab",
+        nonce: "112233440102030405060708",
+        aad: "4a2cbfe300000002",
+        plain: "4500003069a6400080062690c0a801029389155e0a9e008b2dc57ee0000000007002400020bf0000020405b401010402\
+                01020201",
+        sealed: "ff425c9b724599df7a3bcd510194e00d6a78107f1b0b1cbf06efae9d65a5d763748a637985771d347f0545659f14e99d\
+                 ef842d8eb335f4eecfdbf831824b4c4915956c96",
+    },
+    Vector {
+        source: "RFC 7634 Appendix A",
+        suite: ChaCha20Poly1305,
+        key: "808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f",
+        nonce: "a0a1a2a31011121314151617",
+        aad: "0102030400000005",
+        plain: "45000054a6f200004001e778c6336405c000020508005b7a3a080000553bec100007362708090a0b0c0d0e0f10111213\
+                1415161718191a1b1c1d1e1f202122232425262728292a2b2c2d2e2f303132333435363701020204",
+        sealed: "24039428b97f417e3c13753a4f05087b67c352e6a7fab1b982d466ef407ae5c614ee8099d52844eb61aa95dfab4c02f7\
+                 2aa71e7c4c4f64c9befe2facc638e8f3cbec163fac469b502773f6fb94e664da9165b82829f641e076aaa8266b7fb0f7\
+                 b11b369907e1ad43",
+    },
+    Vector {
+        source: "RFC 8439 §2.8.2",
+        suite: ChaCha20Poly1305,
+        key: "808182838485868788898a8b8c8d8e8f909192939495969798999a9b9c9d9e9f",
+        nonce: "070000004041424344454647",
+        aad: "50515253c0c1c2c3c4c5c6c7",
+        plain: "4c616469657320616e642047656e746c656d656e206f662074686520636c617373206f66202739393a204966204920636f\
+                756c64206f6666657220796f75206f6e6c79206f6e652074697020666f7220746865206675747572652c2073756e73637265\
+                656e20776f756c642062652069742e",
+        sealed: "d31a8d34648e60db7b86afbc53ef7ec2a4aded51296e08fea9e2b5a736ee62d63dbea45e8ca9671282fafb69da92728b\
+                 1a71de0a9e060b2905d6a5b67ecd3b3692ddbd7f2d778b8c9803aee328091b58fab324e4fad675945585808b4831d7bc\
+                 3ff4def08e4b7a9de576d26586cec64b61161ae10b594f09e26a7e902ecbd0600691",
+    },
+];
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digits: Vec<u8> = hex.chars().map(|c| c.to_digit(16).unwrap() as u8).collect();
+    digits
+        .chunks(2)
+        .map(|pair| pair[0] << 4 | pair[1])
+        .collect()
+}
+
+fn job<'k>(key: &'k AeadKey, nonce: &[u8], aad: &[u8], payload: Range<usize>) -> Job<'k> {
+    let mut padded = [0; 16];
+    padded[..aad.len()].copy_from_slice(aad);
+    Job {
+        key,
+        nonce: nonce.try_into().unwrap(),
+        aad: padded,
+        aad_bytes: aad.len() as u8,
+        payload,
+        ok: false,
+    }
+}
+
+#[test]
+fn published_vectors_are_reproduced_both_ways() {
+    for aead in Aead::all() {
+        for vector in VECTORS {
+            let (plain, sealed) = (bytes(vector.plain), bytes(vector.sealed));
+            let key = AeadKey::new(aead, vector.suite, &bytes(vector.key)).unwrap();
+            let mut arena = plain.clone();
+            arena.resize(sealed.len(), 0xee);
+            let mut jobs = [job(
+                &key,
+                &bytes(vector.nonce),
+                &bytes(vector.aad),
+                0..plain.len(),
+            )];
+            aead.seal(&mut arena, &mut jobs);
+            assert!(jobs[0].ok && arena == sealed, "{}", vector.source);
+            aead.open(&mut arena, &mut jobs);
+            assert!(jobs[0].ok, "{}", vector.source);
+            assert_eq!(arena[..plain.len()], plain, "{}", vector.source);
+        }
+    }
+}
+
+#[test]
+fn a_wrong_key_length_is_refused_with_the_right_one() {
+    let error = AeadKey::new(Aead::portable(), Aes256Gcm16, &[1; 16]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "a key for aes256gcm16 has 32 bytes, got 16"
+    );
+}
+
+#[test]
+fn debug_shows_no_key() {
+    let key = AeadKey::new(Aead::detect(), Aes128Gcm16, &[0xab; 16]).unwrap();
+    assert_eq!(format!("{key:?}"), "AeadKey(aes128gcm16, [redacted])");
+}
+
+#[test]
+fn a_job_beyond_the_arena_fails_and_touches_nothing() {
+    for aead in Aead::all() {
+        for suite in AeadSuite::ALL {
+            let key = AeadKey::new(aead, suite, &vec![7; suite.key_bytes()]).unwrap();
+            let ranges = [
+                0..17,
+                33..40,
+                usize::MAX - 8..usize::MAX - 4,
+                usize::MAX - 8..usize::MAX,
+            ];
+            let mut jobs = ranges.map(|payload| job(&key, &[0; 12], &[0; 8], payload));
+            let mut arena = [0x55; 32];
+            aead.seal(&mut arena, &mut jobs);
+            assert!(jobs.iter().all(|job| !job.ok) && arena == [0x55; 32]);
+            aead.open(&mut arena, &mut jobs);
+            assert!(jobs.iter().all(|job| !job.ok) && arena == [0x55; 32]);
+        }
+    }
+}
+
+#[test]
+fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
+    for aead in Aead::all() {
+        for suite in AeadSuite::ALL {
+            let key = AeadKey::new(aead, suite, &vec![9; suite.key_bytes()]).unwrap();
+            let plain = [0xa5; 40];
+            let mut sealed = plain.to_vec();
+            sealed.resize(56, 0);
+            aead.seal(&mut sealed, &mut [job(&key, &[3; 12], &[4; 12], 0..40)]);
+            for bit in 0..sealed.len() * 8 {
+                let mut arena = sealed.clone();
+                arena[bit / 8] ^= 1 << (bit % 8);
+                let ciphertext = arena.clone();
+                let mut jobs = [job(&key, &[3; 12], &[4; 12], 0..40)];
+                aead.open(&mut arena, &mut jobs);
+                assert!(!jobs[0].ok, "bit {bit}");
+                let left = &arena[..40];
+                assert!(left == &ciphertext[..40] || left == [0; 40], "bit {bit}");
+            }
+            for (nonce, aad) in [([2; 12], [4; 12]), ([3; 12], [5; 12])] {
+                let mut jobs = [job(&key, &nonce, &aad, 0..40)];
+                aead.open(&mut sealed.clone(), &mut jobs);
+                assert!(!jobs[0].ok);
+            }
+        }
+    }
+}
+
+proptest! {
+    /// A run of jobs with mixed keys and lengths, one of them damaged: every implementation agrees
+    /// with the portable one, byte by byte, and nothing outside the jobs changes.
+    #[test]
+    fn a_mixed_run_agrees_with_the_oracle(
+        lengths in proptest::collection::vec(0usize..600, 1..20),
+        seed in any::<u8>(),
+        damaged in any::<proptest::sample::Index>(),
+    ) {
+        let run = |aead: Aead| {
+            let keys: Vec<_> = AeadSuite::ALL
+                .iter()
+                .map(|suite| {
+                    AeadKey::new(aead, *suite, &vec![seed | 1; suite.key_bytes()]).unwrap()
+                })
+                .collect();
+            let mut arena = vec![seed; lengths.iter().map(|length| length + 40).sum()];
+            let mut jobs = Vec::new();
+            let mut at = 5;
+            for (index, length) in lengths.iter().enumerate() {
+                let key = &keys[(index + usize::from(seed)) % 3];
+                let aad = if index % 2 == 0 { &[index as u8; 8][..] } else { &[index as u8; 12][..] };
+                jobs.push(job(key, &[index as u8; 12], aad, at..at + length));
+                at += length + 40;
+            }
+            aead.seal(&mut arena, &mut jobs);
+            let sealed = arena.clone();
+            let damaged = damaged.index(jobs.len());
+            arena[jobs[damaged].payload.end] ^= 1;
+            aead.open(&mut arena, &mut jobs);
+            let ok: Vec<_> = jobs.iter().map(|job| job.ok).collect();
+            (sealed, arena, ok, damaged)
+        };
+        let (sealed, opened, ok, damaged) = run(Aead::detect());
+        let (expected_sealed, _, expected_ok, _) = run(Aead::portable());
+        prop_assert_eq!(&sealed, &expected_sealed);
+        prop_assert_eq!(&ok, &expected_ok);
+        let mut at = 0;
+        for (index, length) in lengths.iter().enumerate() {
+            prop_assert_eq!(ok[index], index != damaged);
+            prop_assert_eq!(&opened[at..at + 5], &[seed; 5]);
+            if index != damaged {
+                prop_assert_eq!(&opened[at + 5..at + 5 + length], &vec![seed; *length][..]);
+            }
+            prop_assert_eq!(&opened[at + 5 + length + 16..at + length + 40], &[seed; 19]);
+            at += length + 40;
+        }
+    }
+}

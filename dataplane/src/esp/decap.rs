@@ -1,5 +1,5 @@
-//! Inbound: check, authenticate, commit, strip. Each step is a type that only the one before can make, so
-//! none can be left out:
+//! Inbound: check, authenticate, commit, strip. Each step is a type that only the one before can
+//! make, so none can be left out:
 //!
 //! ```text
 //!   Esp ──check──▶ Sealed ──authenticate──▶ Authentic ──commit──▶ Accepted ──strip──▶ Opened
@@ -52,7 +52,8 @@ pub struct Opened {
 }
 
 impl<'t> Sealed<'t> {
-    /// Looks at the window and answers what the AEAD is to do. `at` is the ESP packet's place in the arena.
+    /// Looks at the window and answers what the AEAD is to do. `at` is the ESP packet's place in
+    /// the arena.
     #[inline]
     pub fn check(
         entry: &'t InboundEntry,
@@ -84,8 +85,9 @@ impl<'t> Sealed<'t> {
         }
     }
 
-    /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303 Appendix A3).
-    /// `ciphertext` is what was in the job's place, payload and ICV, before it was opened.
+    /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303
+    /// Appendix A3). `ciphertext` is what was in the job's place, payload and ICV, before it was
+    /// opened.
     pub fn resynchronise(
         &mut self,
         aead: Aead,
@@ -129,32 +131,34 @@ impl<'t> Authentic<'t> {
     }
 }
 
-/// Takes padding and trailer off what was decrypted at `at`.
-#[inline]
-pub fn strip(decrypted: &[u8], at: &Range<usize>) -> Result<Opened, DropReason> {
-    let [rest @ .., padding_bytes, next_header] = decrypted else {
-        return Err(DropReason::BadPadding);
-    };
-    let payload_bytes = rest
-        .len()
-        .checked_sub(usize::from(*padding_bytes))
-        .ok_or(DropReason::BadPadding)?;
-    // RFC 4303 §2.4: the receiver SHOULD inspect the padding 1, 2, 3, …
-    let padding = &rest[payload_bytes..];
-    if padding
-        .iter()
-        .zip(1u8..)
-        .any(|(got, expected)| *got != expected)
-    {
-        return Err(DropReason::BadPadding);
-    }
-    match *next_header {
-        protocol::IPV4 | protocol::IPV6 => Ok(Opened {
-            next_header: *next_header,
-            payload: at.start..at.end - TRAILER_BYTES - padding.len(),
-        }),
-        // RFC 4303 §2.6: discarded without prejudice.
-        protocol::NO_NEXT_HEADER => Err(DropReason::DummyPacket),
-        _ => Err(DropReason::UnsupportedNextHeader),
+impl Accepted<'_> {
+    /// Takes padding and trailer off what was decrypted at `at`.
+    #[inline]
+    pub fn strip(&self, decrypted: &[u8], at: &Range<usize>) -> Result<Opened, DropReason> {
+        let [rest @ .., padding_bytes, next_header] = decrypted else {
+            return Err(DropReason::BadPadding);
+        };
+        let payload_bytes = rest
+            .len()
+            .checked_sub(usize::from(*padding_bytes))
+            .ok_or(DropReason::BadPadding)?;
+        // RFC 4303 §2.4: the receiver SHOULD inspect the padding 1, 2, 3, …
+        let padding = &rest[payload_bytes..];
+        if padding
+            .iter()
+            .zip(1u8..)
+            .any(|(got, expected)| *got != expected)
+        {
+            return Err(DropReason::BadPadding);
+        }
+        match *next_header {
+            protocol::IPV4 | protocol::IPV6 => Ok(Opened {
+                next_header: *next_header,
+                payload: at.start..at.end - TRAILER_BYTES - padding.len(),
+            }),
+            // RFC 4303 §2.6: discarded without prejudice.
+            protocol::NO_NEXT_HEADER => Err(DropReason::DummyPacket),
+            _ => Err(DropReason::UnsupportedNextHeader),
+        }
     }
 }

@@ -31,8 +31,8 @@ pub fn has_room(packet: &PacketBuf, payload_bytes: usize, outer_bytes: usize) ->
         && packet.data_bytes() + packet.tailroom() >= behind
 }
 
-/// Writes everything but the ciphertext and answers what remains for the AEAD to do. The packet's data
-/// becomes the whole ESP packet. `None` if its frame has no room ([`has_room`]).
+/// Writes everything but the ciphertext and answers what remains for the AEAD to do. The packet's
+/// data becomes the whole ESP packet. `None` if its frame has no room ([`has_room`]).
 pub fn encap<'k>(
     arena: &mut [u8],
     packet: &mut PacketBuf,

@@ -21,8 +21,8 @@ fn receive(window: &ReplayWindow, number: u64) -> Result<bool, DropReason> {
     committed
 }
 
-/// The kinds of steps that Linux's `drivers/net/wireguard/selftest/counter.c` takes through its window;
-/// it counts from 0 and ESP from 1.
+/// The kinds of steps that Linux's `drivers/net/wireguard/selftest/counter.c` takes through its
+/// window; it counts from 0 and ESP from 1.
 #[test]
 fn the_scenarios_of_wireguards_selftest() {
     const W: u64 = 8192;

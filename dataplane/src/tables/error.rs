@@ -44,6 +44,11 @@ pub enum CommandProblem {
         /// The SA that has the key.
         other: SaId,
     },
+    /// One end has used the key's nonces already, in the other direction.
+    #[error(
+        "its key has been used in the other direction, whose nonces would come again (RFC 4106 §2); take a fresh key"
+    )]
+    KeyUsedOtherWay,
     /// The numbers' width cannot change under one key.
     #[error(
         "its key has counted with the other width of sequence numbers; keep ESN as it was or take a fresh key"

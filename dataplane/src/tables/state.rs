@@ -1,9 +1,13 @@
 //! What is installed, and how each command changes it.
 //!
-//! A list of commands works on a copy; only if all of it succeeds does the copy replace the original. What a
-//! copy shares with the original (sequence counters) is changed by [`Effect`]s, after that.
+//! A list of commands works on a copy; only if all of it succeeds does the copy replace the
+//! original. What a copy shares with the original (sequence counters) is changed by [`Effect`]s,
+//! after that.
 
-use super::{Activity, CommandProblem, OuterHeaders, Sender, Settings, Tunnel};
+use super::{
+    Activity, CommandProblem, OuterHeaders, Sender, Settings, Tunnel,
+    keys::{KeyDigest, KeyMemory},
+};
 use crate::{
     aead::{Aead, AeadKey},
     replay::ReplayWindow,
@@ -13,30 +17,21 @@ use crate::{
     usage::Usage,
 };
 use esplane_api::{
-    Direction, KeyMaterial, Now, OuterPath, PolicyAction, SaCommand, SaId, SaParams, SaStatus,
-    SequenceStart, Spi, TunnelId, TunnelParams,
+    Direction, Now, OuterPath, PolicyAction, SaCommand, SaId, SaParams, SaStatus, SequenceStart,
+    Spi, TunnelId, TunnelParams,
 };
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, hash_map::RandomState},
-    hash::BuildHasher,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     sync::Arc,
 };
-
-/// Keys remembered after their SAs are gone, at most; the oldest are forgotten first.
-const REMEMBERED_KEYS_MAX: usize = 4096;
-
-/// Recognises a key without holding it: a hash under a secret of this process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct KeyDigest(u64);
 
 /// Everything installed. Cloning it copies pointers.
 #[derive(Clone, Default)]
 pub(super) struct State {
     pub tunnels: BTreeMap<TunnelId, Arc<Defined>>,
     pub inbound: BTreeMap<Spi, Arc<Inbound>>,
-    remembered: Arc<VecDeque<Remembered>>,
-    digest_secret: RandomState,
+    pub keys: KeyMemory,
     definitions: u64,
 }
 
@@ -44,7 +39,8 @@ pub(super) struct State {
 #[derive(Clone)]
 pub(super) struct Defined {
     pub params: Arc<TunnelParams>,
-    /// Tunnels defined earlier have lower ones: among equal policies the one that came first decides.
+    /// Tunnels defined earlier have lower ones: among equal policies the one that came first
+    /// decides.
     pub order: u64,
     /// Oldest first.
     pub outbound: Vec<Arc<Outbound>>,
@@ -55,35 +51,22 @@ pub(super) struct Defined {
 pub(super) struct Outbound {
     pub sa: Arc<OutboundSa>,
     pub path: OuterPath,
-    pub standing: Standing,
+    pub role: Role,
     key: KeyDigest,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
-    Active,
-    StandingBy,
+pub(super) enum Role {
+    Sends,
+    StandsBy,
     Retired,
 }
 
+#[derive(Clone)]
 pub(super) struct Inbound {
     pub sa: Arc<InboundSa>,
     pub path: OuterPath,
     key: KeyDigest,
-}
-
-/// How far a key had come when its SA was removed. Should it be installed again, as a static key is at a
-/// reload, it goes on from there.
-#[derive(Clone)]
-struct Remembered {
-    key: KeyDigest,
-    progress: Progress,
-}
-
-#[derive(Clone)]
-enum Progress {
-    Sent(Arc<SequenceCounter>),
-    Received(Spi, Arc<ReplayWindow>),
 }
 
 /// A change to what old and new state share, made once the whole list is accepted.
@@ -184,7 +167,7 @@ impl State {
             .remove(&id)
             .ok_or(CommandProblem::UnknownTunnel(id))?;
         for outbound in &tunnel.outbound {
-            self.remember(outbound.key, Progress::Sent(outbound.sa.sequence.clone()));
+            self.keys.sent(outbound.key, outbound.sa.sequence.clone());
         }
         let gone: Vec<Spi> = self
             .inbound_of(id)
@@ -212,11 +195,14 @@ impl State {
             return Err(CommandProblem::NoSelectors);
         }
         // The peer sends with it, so we must not.
-        let key = self.digest(&params.key);
+        let key = self.keys.digest(&params.key);
         if let Some(other) = self.sender_with(key) {
             return Err(CommandProblem::KeyInUse { other });
         }
-        let window = self.take_window(key, &params);
+        if self.keys.has_sent(key) {
+            return Err(CommandProblem::KeyUsedOtherWay);
+        }
+        let window = self.keys.take_window(key, params.spi, params.window);
         let inbound = Inbound::new(context, key, params, window);
         self.inbound.insert(inbound.sa.id.spi, Arc::new(inbound));
         Ok(())
@@ -233,11 +219,14 @@ impl State {
         }
         check_sequence_start(&params)?;
         check_local_address(context.settings, id, &params.path)?;
-        let key = self.digest(&params.key);
+        let key = self.keys.digest(&params.key);
         if let Some(other) = self.sender_with(key).or_else(|| self.receiver_with(key)) {
             return Err(CommandProblem::KeyInUse { other });
         }
-        let sequence = match self.take_counter(key) {
+        if self.keys.has_received(key) {
+            return Err(CommandProblem::KeyUsedOtherWay);
+        }
+        let sequence = match self.keys.take_counter(key) {
             Some(counter) if counter.esn() != params.esn => return Err(CommandProblem::EsnChanged),
             Some(counter) => {
                 context
@@ -252,9 +241,9 @@ impl State {
         if !tunnel
             .outbound
             .iter()
-            .any(|other| other.standing == Standing::Active)
+            .any(|other| other.role == Role::Sends)
         {
-            outbound.standing = Standing::Active;
+            outbound.role = Role::Sends;
         }
         tunnel.outbound.push(Arc::new(outbound));
         Ok(())
@@ -262,17 +251,17 @@ impl State {
 
     fn activate(&mut self, tunnel: TunnelId, spi: Spi) -> Result<(), CommandProblem> {
         let id = outbound_id(tunnel, spi);
-        if self.outbound(id)?.standing == Standing::Retired {
+        if self.outbound(id)?.role == Role::Retired {
             return Err(CommandProblem::Retired(id));
         }
         for outbound in &mut self.tunnel_mut(tunnel)?.outbound {
-            let standing = match outbound.standing {
-                _ if outbound.sa.id == id => Standing::Active,
-                Standing::Active => Standing::StandingBy,
+            let role = match outbound.role {
+                _ if outbound.sa.id == id => Role::Sends,
+                Role::Sends => Role::StandsBy,
                 other => other,
             };
-            if outbound.standing != standing {
-                Arc::make_mut(outbound).standing = standing;
+            if outbound.role != role {
+                Arc::make_mut(outbound).role = role;
             }
         }
         Ok(())
@@ -287,7 +276,7 @@ impl State {
             .iter_mut()
             .filter(|outbound| outbound.sa.id == id)
         {
-            Arc::make_mut(outbound).standing = Standing::Retired;
+            Arc::make_mut(outbound).role = Role::Retired;
         }
         tunnel.promote();
         Ok(())
@@ -306,7 +295,7 @@ impl State {
             Direction::Outbound => {
                 let gone = self.outbound(id)?;
                 let (key, sequence) = (gone.key, gone.sa.sequence.clone());
-                self.remember(key, Progress::Sent(sequence));
+                self.keys.sent(key, sequence);
                 let tunnel = self.tunnel_mut(id.tunnel)?;
                 tunnel.outbound.retain(|outbound| outbound.sa.id != id);
                 tunnel.promote();
@@ -317,7 +306,7 @@ impl State {
 
     fn remove_inbound(&mut self, spi: Spi) {
         if let Some(gone) = self.inbound.remove(&spi) {
-            self.remember(gone.key, Progress::Received(spi, gone.sa.window.clone()));
+            self.keys.received(gone.key, spi, gone.sa.window.clone());
         }
     }
 
@@ -331,6 +320,11 @@ impl State {
             let path = outbound.path.moved_to(remote)?;
             check_local_address(context.settings, outbound.sa.id, &path)?;
             Arc::make_mut(outbound).path = path;
+        }
+        // Inbound paths are only shown; an SA takes its packets from wherever they are authentic.
+        let inbound = self.inbound.values_mut();
+        for inbound in inbound.filter(|inbound| inbound.sa.id.tunnel == id) {
+            Arc::make_mut(inbound).path = inbound.path.moved_to(remote)?;
         }
         Ok(())
     }
@@ -368,11 +362,6 @@ impl State {
             .filter(move |inbound| inbound.sa.id.tunnel == id)
     }
 
-    fn digest(&self, key: &KeyMaterial) -> KeyDigest {
-        let secret = (key.dangerous_key(), key.dangerous_salt());
-        KeyDigest(self.digest_secret.hash_one(secret))
-    }
-
     fn sender_with(&self, key: KeyDigest) -> Option<SaId> {
         let mut all = self.tunnels.values().flat_map(|tunnel| &tunnel.outbound);
         all.find(|outbound| outbound.key == key)
@@ -384,58 +373,6 @@ impl State {
         all.find(|inbound| inbound.key == key)
             .map(|inbound| inbound.sa.id)
     }
-
-    fn remember(&mut self, key: KeyDigest, progress: Progress) {
-        Arc::make_mut(&mut self.remembered).push_back(Remembered { key, progress });
-    }
-
-    /// At the end of a list, so that a reload may remove and install any number of SAs.
-    pub fn forget_oldest(&mut self) {
-        let excess = self.remembered.len().saturating_sub(REMEMBERED_KEYS_MAX);
-        if excess > 0 {
-            Arc::make_mut(&mut self.remembered).drain(..excess);
-        }
-    }
-
-    /// The counter of a key that has sent before. Nonces do not contain the SPI, so the key alone decides.
-    fn take_counter(&mut self, key: KeyDigest) -> Option<Arc<SequenceCounter>> {
-        self.take_remembered(key, |progress| match progress {
-            Progress::Sent(counter) => Some(counter.clone()),
-            Progress::Received(..) => None,
-        })
-    }
-
-    /// The window of a key that has received with this SPI before.
-    fn take_window(&mut self, key: KeyDigest, params: &SaParams) -> Option<Arc<ReplayWindow>> {
-        let known = self.take_remembered(key, |progress| match progress {
-            Progress::Received(spi, window) if *spi == params.spi => Some(window.clone()),
-            _ => None,
-        })?;
-        Some(if known.window_packets() == params.window.packets() {
-            known
-        } else {
-            // Another size: all that may have come before is too old.
-            Arc::new(ReplayWindow::new(params.window, known.head()))
-        })
-    }
-
-    fn take_remembered<T>(
-        &mut self,
-        key: KeyDigest,
-        wanted: impl Fn(&Progress) -> Option<T>,
-    ) -> Option<T> {
-        let (at, found) = self
-            .remembered
-            .iter()
-            .enumerate()
-            .rev()
-            .find_map(|(at, known)| {
-                let found = wanted(&known.progress).filter(|_| known.key == key)?;
-                Some((at, found))
-            })?;
-        Arc::make_mut(&mut self.remembered).remove(at);
-        Some(found)
-    }
 }
 
 impl Defined {
@@ -444,7 +381,7 @@ impl Defined {
         let active = self
             .outbound
             .iter()
-            .find(|outbound| outbound.standing == Standing::Active);
+            .find(|outbound| outbound.role == Role::Sends);
         Tunnel {
             id: self.params.id,
             roaming: self.params.roaming,
@@ -458,13 +395,13 @@ impl Defined {
 
     /// If nothing sends, the oldest one standing by does.
     fn promote(&mut self) {
-        let has = |standing| {
+        let has = |role| {
             self.outbound
                 .iter()
-                .position(|outbound| outbound.standing == standing)
+                .position(|outbound| outbound.role == role)
         };
-        if let (None, Some(oldest)) = (has(Standing::Active), has(Standing::StandingBy)) {
-            Arc::make_mut(&mut self.outbound[oldest]).standing = Standing::Active;
+        if let (None, Some(oldest)) = (has(Role::Sends), has(Role::StandsBy)) {
+            Arc::make_mut(&mut self.outbound[oldest]).role = Role::Sends;
         }
     }
 }
@@ -486,7 +423,7 @@ impl Outbound {
         Self {
             sa: Arc::new(sa),
             path: params.path,
-            standing: Standing::StandingBy,
+            role: Role::StandsBy,
             key,
         }
     }
@@ -498,7 +435,7 @@ impl Outbound {
             suite: self.sa.key.suite(),
             esn: self.sa.sequence.esn(),
             path: self.path,
-            active: self.standing == Standing::Active,
+            active: self.role == Role::Sends,
             sequence: self.sa.sequence.used(),
             statistics: self.sa.statistics(),
         }

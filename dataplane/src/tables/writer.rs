@@ -70,7 +70,7 @@ impl TableWriter {
         }
 
         // Nothing can fail from here on.
-        state.forget_oldest();
+        state.keys.forget_oldest();
         for effect in context.effects {
             match effect {
                 Effect::Extend(sequence, until) => sequence.extend(until),

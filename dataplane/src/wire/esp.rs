@@ -26,8 +26,8 @@ pub struct Esp<'a> {
 }
 
 impl<'a> Esp<'a> {
-    /// Refuses what is too short for header, IV, trailer and ICV, and encrypted parts that are no multiple of four
-    /// bytes (RFC 4303 §2.4).
+    /// Refuses what is too short for header, IV, trailer and ICV, and encrypted parts that are no
+    /// multiple of four bytes (RFC 4303 §2.4).
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let encrypted_bytes = bytes.len().checked_sub(BEFORE_PAYLOAD_BYTES + ICV_BYTES)?;

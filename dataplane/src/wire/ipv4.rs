@@ -15,9 +15,9 @@ pub struct Ipv4<'a> {
 }
 
 impl<'a> Ipv4<'a> {
-    /// Refuses another version, and lengths that contradict each other or the bytes there are. Bytes behind the
-    /// packet are cut off. The header checksum is not looked at: ESP protects inner packets, and
-    /// whoever receives the packet in the end checks it.
+    /// Refuses another version, and lengths that contradict each other or the bytes there are.
+    /// Bytes behind the packet are cut off. The header checksum is not looked at: ESP protects
+    /// inner packets, and whoever receives the packet in the end checks it.
     #[inline]
     pub fn parse(bytes: &'a [u8]) -> Option<Self> {
         let fixed = bytes.first_chunk::<HEADER_BYTES>()?;

@@ -1,0 +1,524 @@
+//! What control planes may ask for, what they are refused, and what they are told.
+
+mod common;
+use common::*;
+use esplane_api::*;
+use esplane_dataplane::*;
+use std::time::Duration;
+
+const OTHER: TunnelId = TunnelId(2);
+
+/// Applies to west and expects a refusal that leaves everything as it was.
+fn refused(west: &mut Gateway, commands: Vec<SaCommand>) -> CommandError {
+    let before = (west.writer.sas(), west.writer.tunnels());
+    let tables = west.writer.tables();
+    let error = west.writer.apply(NOW, commands).unwrap_err();
+    assert_eq!((west.writer.sas(), west.writer.tunnels()), before);
+    assert!(std::sync::Arc::ptr_eq(&tables, &west.writer.tables()));
+    error
+}
+
+#[test]
+fn every_impossible_command_is_refused_with_what_would_be_right() {
+    let scene = Scene::default();
+    let (mut west, _) = scene.build();
+    let install = |params| vec![SaCommand::Install(params)];
+    let inbound = || SaParams {
+        tunnel: TUNNEL,
+        ..scene.inbound(spi(0x3000), 9)
+    };
+    west.apply(install(inbound()));
+    let unknown = SaParams {
+        tunnel: OTHER,
+        ..scene.outbound(spi(0x2000), 2)
+    };
+    let zero = SaParams {
+        sequence: SequenceStart {
+            first: 0,
+            reserved_until: None,
+        },
+        ..scene.outbound(spi(0x2000), 2)
+    };
+    let nowhere = SaParams {
+        path: OuterPath::new(ip("0.0.0.0"), ip("192.0.2.2"), None).unwrap(),
+        ..scene.outbound(spi(0x2000), 2)
+    };
+    let blind = SaParams {
+        selectors: Vec::new(),
+        ..scene.inbound(spi(0x4000), 2)
+    };
+    let mut foreign = scene.tunnel_of_west();
+    foreign.policies[0].action = PolicyAction::Protect(OTHER);
+    let mut greedy = scene.tunnel_of_west();
+    greedy.id = OTHER;
+    for policy in &mut greedy.policies {
+        policy.action = PolicyAction::Protect(OTHER);
+    }
+    let out = |number| sa_id(Direction::Outbound, number);
+    let activate = |number| SaCommand::Activate {
+        tunnel: TUNNEL,
+        spi: spi(number),
+    };
+    let retire = SaCommand::Retire {
+        tunnel: TUNNEL,
+        spi: spi(0x1000),
+    };
+    let move_to = |tunnel, remote: &str| {
+        vec![SaCommand::MoveEndpoint {
+            tunnel,
+            remote: remote.parse().unwrap(),
+        }]
+    };
+    for (commands, said) in [
+        (
+            install(unknown),
+            "tunnel #2 is not defined; define it first",
+        ),
+        (install(zero), "cannot start at sequence number 0; use 1 to"),
+        (install(nowhere), "has no local address"),
+        (install(blind), "give at least one pair"),
+        (
+            install(inbound()),
+            "0x00003000 already belongs to tunnel #1",
+        ),
+        (
+            install(scene.outbound(spi(0x1000), 5)),
+            "is already installed; remove it first",
+        ),
+        (
+            install(scene.outbound(spi(0x2000), 1)),
+            "its key is that of the outbound SA 0x00001000",
+        ),
+        (
+            install(scene.outbound(spi(0x2000), 9)),
+            "its key is that of the inbound SA 0x00003000",
+        ),
+        (
+            install(scene.inbound(spi(0x4000), 1)),
+            "its key is that of the outbound SA 0x00001000",
+        ),
+        (
+            vec![SaCommand::DefineTunnel(foreign)],
+            "protects with tunnel #2; put it into that tunnel",
+        ),
+        (
+            vec![SaCommand::DefineTunnel(greedy)],
+            "tunnels #1 and #2 both claim 10.1.0.0/16 === 10.2.0.0/16",
+        ),
+        (
+            vec![SaCommand::RemoveTunnel(OTHER)],
+            "tunnel #2 is not defined",
+        ),
+        (
+            vec![SaCommand::Remove(out(0x7777))],
+            "outbound SA 0x00007777 of tunnel #1 is not installed",
+        ),
+        (
+            vec![SaCommand::Remove(sa_id(Direction::Inbound, 0x7777))],
+            "is not installed",
+        ),
+        (vec![activate(0x7777)], "is not installed"),
+        (
+            vec![retire, activate(0x1000)],
+            "is retired and never sends again",
+        ),
+        (move_to(OTHER, "192.0.2.9:1"), "tunnel #2 is not defined"),
+        (move_to(TUNNEL, "0.0.0.0:1"), "names no single host"),
+        (
+            vec![SaCommand::ExtendSequence {
+                sa: sa_id(Direction::Inbound, 0x3000),
+                reserved_until: 9,
+            }],
+            "does not send; name an outbound SA",
+        ),
+    ] {
+        let error = refused(&mut west, commands).to_string();
+        assert!(error.contains(said), "{error}\nshould say: {said}");
+    }
+}
+
+#[test]
+fn the_width_of_numbers_cannot_change_under_one_key() {
+    let (mut west, _) = Scene::default().build();
+    let narrow = Scene {
+        esn: Esn::Off,
+        ..Scene::default()
+    };
+    let commands = vec![
+        SaCommand::Remove(sa_id(Direction::Outbound, 0x1000)),
+        SaCommand::Install(narrow.outbound(spi(0x1000), 1)),
+    ];
+    let error = refused(&mut west, commands);
+    assert_eq!(
+        (error.index, error.problem),
+        (1, CommandProblem::EsnChanged)
+    );
+}
+
+#[test]
+fn a_key_never_changes_its_direction() {
+    let scene = Scene::default();
+    let (mut west, mut east) = scene.build();
+    for (gateway, direction, turned) in [
+        (
+            &mut west,
+            Direction::Outbound,
+            scene.inbound(spi(0x1000), 1),
+        ),
+        (
+            &mut east,
+            Direction::Inbound,
+            scene.outbound(spi(0x1000), 1),
+        ),
+    ] {
+        gateway.apply(vec![SaCommand::Remove(sa_id(direction, 0x1000))]);
+        let error = refused(gateway, vec![SaCommand::Install(turned)]);
+        assert_eq!(error.problem, CommandProblem::KeyUsedOtherWay);
+    }
+}
+
+#[test]
+fn a_list_is_carried_out_as_a_whole_or_not_at_all() {
+    let scene = Scene::default();
+    let (mut west, _) = scene.build();
+    let error = refused(
+        &mut west,
+        vec![
+            SaCommand::Install(scene.outbound(spi(0x2000), 2)),
+            SaCommand::ExtendSequence {
+                sa: sa_id(Direction::Outbound, 0x2000),
+                reserved_until: 5,
+            },
+            SaCommand::Remove(sa_id(Direction::Outbound, 0x1000)),
+            SaCommand::RemoveTunnel(OTHER),
+        ],
+    );
+    assert_eq!(
+        error.to_string(),
+        "command 4 (remove tunnel): tunnel #2 is not defined; define it first"
+    );
+    west.sealed(&inner(false, 1)); // still sends
+}
+
+#[test]
+fn a_route_may_wander_between_tunnels_in_any_order() {
+    let scene = Scene::default();
+    let (mut west, _) = scene.build();
+    let mut heir = scene.tunnel_of_west();
+    heir.id = OTHER;
+    for policy in &mut heir.policies {
+        policy.action = PolicyAction::Protect(OTHER);
+    }
+    let mut without = scene.tunnel_of_west();
+    without.policies.clear();
+    west.apply(vec![
+        SaCommand::DefineTunnel(heir),
+        SaCommand::DefineTunnel(without),
+    ]);
+    assert_eq!(west.send(&[inner(false, 1)])[0].0, Verdict::Hold(OTHER));
+}
+
+#[test]
+fn without_an_sa_packets_are_held_and_one_is_asked_for() {
+    let scene = Scene::default();
+    let mut west = Gateway::new(scene.headers);
+    west.apply(vec![SaCommand::DefineTunnel(scene.tunnel_of_west())]);
+    for (verdict, data, _) in west.send(&[inner(false, 1), inner(false, 1)]) {
+        assert_eq!((verdict, data), (Verdict::Hold(TUNNEL), inner(false, 1)));
+    }
+    assert_eq!(west.report.events(), [SaEvent::SaNeeded { tunnel: TUNNEL }]);
+    let mut batch = Batch::new(1, 512);
+    let tables = west.writer.tables();
+    assert!(
+        !west
+            .outbound
+            .dummy(&tables, TUNNEL, &mut batch, &mut west.report)
+    );
+    assert!(batch.is_empty());
+}
+
+#[test]
+fn a_policy_may_let_packets_pass_in_clear() {
+    let scene = Scene::default();
+    let (mut west, _) = scene.build();
+    let mut tunnel = scene.tunnel_of_west();
+    tunnel.policies.push(Policy {
+        selectors: pair("10.1.0.0/16", "10.2.0.9[udp/53]"),
+        action: PolicyAction::Bypass,
+        priority: 0,
+    });
+    west.apply(vec![SaCommand::DefineTunnel(tunnel)]);
+    assert_eq!(west.send(&[inner(false, 1)])[0].0, Verdict::Bypass);
+}
+
+fn spi_of(packet: &[u8]) -> u32 {
+    u32::from_be_bytes(packet[20..24].try_into().unwrap())
+}
+
+#[test]
+fn a_successor_takes_over_when_it_is_told_to_or_when_its_predecessor_goes() {
+    let scene = Scene::default();
+    let (mut west, _) = scene.build();
+    let mut sends_with = |commands| {
+        west.apply(commands);
+        spi_of(&west.sealed(&inner(false, 1)))
+    };
+    let activate = |number| SaCommand::Activate {
+        tunnel: TUNNEL,
+        spi: spi(number),
+    };
+    let retire = |number| SaCommand::Retire {
+        tunnel: TUNNEL,
+        spi: spi(number),
+    };
+    assert_eq!(
+        sends_with(vec![SaCommand::Install(scene.outbound(spi(0x2000), 2))]),
+        0x1000
+    );
+    assert_eq!(
+        sends_with(vec![SaCommand::Install(scene.outbound(spi(0x3000), 3))]),
+        0x1000
+    );
+    assert_eq!(sends_with(vec![activate(0x3000)]), 0x3000);
+    assert_eq!(
+        sends_with(vec![retire(0x3000)]),
+        0x1000,
+        "the oldest one standing by"
+    );
+    assert_eq!(
+        sends_with(vec![SaCommand::Remove(sa_id(Direction::Outbound, 0x1000))]),
+        0x2000
+    );
+    west.apply(vec![retire(0x2000)]);
+    assert_eq!(west.send(&[inner(false, 1)])[0].0, Verdict::Hold(TUNNEL));
+    assert_eq!(
+        west.writer.sas().len(),
+        2,
+        "retired ones keep their counters"
+    );
+    west.apply(vec![SaCommand::Install(scene.outbound(spi(0x4000), 4))]);
+    assert_eq!(spi_of(&west.sealed(&inner(false, 1))), 0x4000);
+}
+
+#[test]
+fn an_overlap_of_old_and_new_keys_loses_nothing() {
+    let scene = Scene::default();
+    let (mut west, mut east) = scene.build();
+    let straggler = west.sealed(&inner(false, 1));
+    east.apply(vec![SaCommand::Install(scene.inbound(spi(0x2000), 2))]);
+    west.apply(vec![
+        SaCommand::Install(scene.outbound(spi(0x2000), 2)),
+        SaCommand::Activate {
+            tunnel: TUNNEL,
+            spi: spi(0x2000),
+        },
+    ]);
+    let newer = west.sealed(&inner(false, 2));
+    for packet in [newer, straggler] {
+        assert_eq!(east.receive_one(&packet).0, Verdict::Forward);
+    }
+    let activity = east.writer.activity();
+    assert_eq!(activity[0].received_data_packets, 2);
+    let first = |number| SaEvent::FirstReceived {
+        sa: sa_id(Direction::Inbound, number),
+    };
+    assert_eq!(east.report.events(), [first(0x2000), first(0x1000)]);
+}
+
+#[test]
+fn the_first_authentic_packet_is_told_once() {
+    let scene = Scene::default();
+    let (mut west, mut east) = scene.build();
+    let mut bad = west.sealed(&inner(false, 1));
+    bad[50] ^= 1;
+    east.receive_one(&bad);
+    assert_eq!(east.report.events(), []);
+    let sa = sa_id(Direction::Inbound, 0x1000);
+    for expected in [&[SaEvent::FirstReceived { sa }][..], &[], &[]] {
+        let sealed = west.sealed(&inner(false, 1));
+        east.receive_one(&sealed);
+        let told: Vec<_> = east.report.drain_events().collect();
+        assert_eq!(told, expected);
+    }
+}
+
+#[test]
+fn dummies_keep_a_tunnel_alive_and_are_no_data() {
+    let (mut west, mut east) = Scene::default().build();
+    let mut batch = Batch::new(2, 512);
+    let tables = west.writer.tables();
+    for _ in 0..2 {
+        assert!(
+            west.outbound
+                .dummy(&tables, TUNNEL, &mut batch, &mut west.report)
+        );
+    }
+    assert!(
+        !west
+            .outbound
+            .dummy(&tables, TUNNEL, &mut batch, &mut west.report),
+        "the batch is full"
+    );
+    for at in 0..2 {
+        assert_eq!(
+            east.receive_one(batch.data(at)).0,
+            Verdict::Drop(DropReason::DummyPacket)
+        );
+    }
+    let (sent, received) = (west.writer.activity()[0], east.writer.activity()[0]);
+    assert_eq!(sent.sent_data_packets, 0);
+    assert_eq!(
+        (received.received_data_packets, received.received_packets),
+        (0, 2)
+    );
+    assert_eq!(east.report.drops.unexpected(), 0);
+}
+
+#[test]
+fn a_tunnel_follows_its_peer_only_by_its_newest_authentic_packet() {
+    let scene = Scene {
+        roaming: true,
+        udp: true,
+        ..Scene::default()
+    };
+    let (mut west, mut east) = scene.build();
+    // East sends back to where west was.
+    let back = SaParams {
+        direction: Direction::Outbound,
+        path: scene.east_path(),
+        ..scene.inbound(spi(0x9000), 5)
+    };
+    east.apply(vec![SaCommand::Install(back)]);
+    let moved = |mut packet: Vec<u8>| {
+        packet[12..16].copy_from_slice(&[198, 51, 100, 7]);
+        packet[20..22].copy_from_slice(&61_000u16.to_be_bytes());
+        packet
+    };
+    let old = west.sealed(&inner(false, 1));
+    let stay = west.sealed(&inner(false, 1));
+    let new = west.sealed(&inner(false, 1));
+    east.receive_one(&stay);
+    east.report.clear();
+    east.receive_one(&moved(old)); // late, from elsewhere: says nothing
+    let mut forged = moved(new.clone());
+    forged[60] ^= 1;
+    east.receive_one(&forged);
+    assert_eq!(east.report.events(), []);
+    east.receive_one(&moved(new));
+    let remote = "198.51.100.7:61000".parse().unwrap();
+    assert_eq!(
+        east.report.events(),
+        [SaEvent::EndpointMoved {
+            tunnel: TUNNEL,
+            remote
+        }]
+    );
+
+    east.report.clear();
+    let before = east.status(Direction::Outbound).sequence;
+    east.apply(vec![SaCommand::MoveEndpoint {
+        tunnel: TUNNEL,
+        remote,
+    }]);
+    assert!(
+        (east.writer.sas().iter()).all(|sa| sa.path.remote_socket() == remote),
+        "status shows where the peer is now"
+    );
+    let answer = ipv4(ip("10.2.0.9"), ip("10.1.0.7"), 1, 0, &[]);
+    let (_, data, outer) = east.send(&[answer]).remove(0);
+    assert_eq!(outer.remote, remote);
+    assert_eq!(data[16..20], [198, 51, 100, 7]);
+    assert_eq!(east.status(Direction::Outbound).sequence, before + 1);
+    east.receive_one(&moved(west.sealed(&inner(false, 1))));
+    assert_eq!(east.report.events(), [], "it is where we send to");
+}
+
+#[test]
+fn lifetimes_ask_for_a_successor_and_then_end_both_ends() {
+    let limits = |packets| Limits {
+        packets: Some(packets),
+        ..Limits::NONE
+    };
+    let scene = Scene {
+        lifetime: Lifetime::new(limits(5), limits(8)).unwrap(),
+        ..Scene::default()
+    };
+    let (mut west, mut east) = scene.build();
+    let unit = LifetimeUnit::Packets;
+    for gateway_turn in 0..3 {
+        for (_, data, _) in west
+            .send(&vec![inner(false, 1); 4])
+            .iter()
+            .filter(|(verdict, ..)| *verdict == Verdict::Forward)
+        {
+            assert_eq!(east.receive_one(data).0, Verdict::Forward);
+        }
+        let sa = |direction| sa_id(direction, 0x1000);
+        let expected = |direction| match gateway_turn {
+            1 => vec![
+                SaEvent::SoftExpired {
+                    sa: sa(direction),
+                    unit,
+                },
+                SaEvent::HardExpired {
+                    sa: sa(direction),
+                    unit,
+                },
+            ],
+            // As long as packets want to use it, it is told.
+            2 if direction == Direction::Outbound => vec![SaEvent::HardExpired {
+                sa: sa(direction),
+                unit,
+            }],
+            _ => vec![],
+        };
+        let told: Vec<_> = west.report.drain_events().collect();
+        assert_eq!(told, expected(Direction::Outbound), "turn {gateway_turn}");
+        let told = east
+            .report
+            .drain_events()
+            .filter(|event| !matches!(event, SaEvent::FirstReceived { .. }));
+        assert_eq!(
+            told.collect::<Vec<_>>(),
+            expected(Direction::Inbound),
+            "turn {gateway_turn}"
+        );
+    }
+    assert_eq!(west.drops(DropReason::OutboundLifetimeExpired), 4);
+    assert_eq!(west.status(Direction::Outbound).statistics.packets, 8);
+}
+
+#[test]
+fn seconds_are_counted_by_ticks() {
+    let limits = |seconds| Limits {
+        seconds: Some(seconds),
+        ..Limits::NONE
+    };
+    let scene = Scene {
+        lifetime: Lifetime::new(limits(60), limits(90)).unwrap(),
+        ..Scene::default()
+    };
+    let (mut west, _) = scene.build();
+    let sa = sa_id(Direction::Outbound, 0x1000);
+    let unit = LifetimeUnit::Seconds;
+    let mut tick = |seconds| west.writer.tick(NOW.after(Duration::from_secs(seconds)));
+    assert_eq!(tick(59), []);
+    assert_eq!(tick(60), [SaEvent::SoftExpired { sa, unit }]);
+    assert_eq!(tick(89), []);
+    assert_eq!(tick(90), [SaEvent::HardExpired { sa, unit }]);
+    let (verdict, ..) = west.send(&[inner(false, 1)]).remove(0);
+    assert_eq!(verdict, Verdict::Drop(DropReason::OutboundLifetimeExpired));
+}
+
+#[test]
+fn status_names_everything_and_nothing_secret() {
+    let (mut west, _) = Scene::default().build();
+    west.sealed(&inner(false, 10));
+    assert_eq!(west.writer.tunnels()[0].name, "east");
+    let status = west.status(Direction::Outbound);
+    assert!(status.active && status.sequence == 1 && status.statistics.bytes == 38);
+    assert!(
+        !west.writer.uses_inbound_spi(spi(0x1000)),
+        "outbound SPIs are the peer's"
+    );
+}
