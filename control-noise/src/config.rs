@@ -223,6 +223,11 @@ pub enum ConfigError {
         /// What they share.
         selectors: String,
     },
+    /// A tunnel that nothing may enter.
+    #[error(
+        "peer `{0}` has no routes, so its tunnel could carry nothing; name the networks behind it"
+    )]
+    NoSelectors(String),
     /// Nothing to encrypt with.
     #[error(
         "peer `{0}` has no suite; list at least one of aes128gcm16, aes256gcm16, chacha20poly1305"
@@ -338,6 +343,9 @@ impl PeerConfig {
     fn check(&self, own: PublicKey) -> Result<(), ConfigError> {
         if self.public_key == own {
             return Err(ConfigError::OwnKey(self.name.clone()));
+        }
+        if self.selectors.is_empty() {
+            return Err(ConfigError::NoSelectors(self.name.clone()));
         }
         if self.suites.is_empty() {
             return Err(ConfigError::NoSuites(self.name.clone()));

@@ -10,7 +10,7 @@ use crate::{
     peer::Peer,
     ratelimit::{Admission, Limiter},
     timers::{NOTICE_PAUSE, Timers},
-    wire::{Initiation, Message},
+    wire::{Initiation, Message, Response},
 };
 use esplane_api::{
     AeadSuite, DropCounters, DropReason, Now, SaCommand, SaEvent, Spi, TunnelActivity, TunnelId,
@@ -197,30 +197,15 @@ impl Engine {
     ///
     /// 1. Read it; 2. look at its MAC; 3. look at the load; only then 4. compute.
     pub fn handle_datagram(&mut self, now: Now, from: SocketAddr, message: &[u8]) {
-        let known = match Message::parse(message) {
-            Ok(Message::Initiation(message)) => return self.handle_initiation(now, from, &message),
-            Ok(Message::Response(response)) => {
-                if !self.mint.is_mac1(response.under_mac1, response.mac1) {
-                    return self.ctx.drop_message(DropReason::HandshakeBadMac);
-                }
-                self.ctx
-                    .peer_of_index(response.index)
-                    .map(|peer| (peer, Ok(response)))
+        match Message::parse(message) {
+            Ok(Message::Initiation(message)) => self.handle_initiation(now, from, &message),
+            Ok(Message::Response(message)) => self.handle_response(now, from, &message),
+            Ok(Message::CookieReply(reply)) => {
+                self.with_owner(reply.index, now, |peer, ctx| {
+                    peer.handle_cookie(ctx, now, &reply)
+                });
             }
-            Ok(Message::CookieReply(reply)) => self
-                .ctx
-                .peer_of_index(reply.index)
-                .map(|peer| (peer, Err(reply))),
-            Err(reason) => return self.ctx.drop_message(reason),
-        };
-        match known {
-            Some((peer, Ok(response))) => self.with_peer(peer, now, |peer, ctx| {
-                peer.handle_response(ctx, now, from, &response)
-            }),
-            Some((peer, Err(reply))) => {
-                self.with_peer(peer, now, |peer, ctx| peer.handle_cookie(ctx, now, &reply))
-            }
-            None => self.ctx.drop_message(DropReason::HandshakeUnexpected),
+            Err(reason) => self.ctx.drop_message(reason),
         }
     }
 
@@ -318,6 +303,16 @@ impl Engine {
         }
     }
 
+    /// Message 2, to a handshake of ours.
+    fn handle_response(&mut self, now: Now, from: SocketAddr, message: &Response) {
+        if !self.mint.is_mac1(message.under_mac1, message.mac1) {
+            return self.ctx.drop_message(DropReason::HandshakeBadMac);
+        }
+        self.with_owner(message.index, now, |peer, ctx| {
+            peer.handle_response(ctx, now, from, message)
+        });
+    }
+
     fn meet_stranger(&mut self, now: Now, endpoint: SocketAddr, public_key: PublicKey) {
         self.ctx.drop_message(DropReason::HandshakeUnknownPeer);
         if self
@@ -332,6 +327,14 @@ impl Engine {
                     endpoint,
                 },
             );
+        }
+    }
+
+    /// Does something with the peer whose handshake has this index.
+    fn with_owner(&mut self, index: u32, now: Now, act: impl FnOnce(&mut Peer, &mut Context)) {
+        match self.ctx.peer_of_index(index) {
+            Some(peer) => self.with_peer(peer, now, act),
+            None => self.ctx.drop_message(DropReason::HandshakeUnexpected),
         }
     }
 

@@ -86,3 +86,44 @@ fn secret(mut shared: B32) -> KemSecret {
     shared.zeroize();
     secret
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ends_share_a_secret_of_the_documented_sizes() {
+        let random = &mut Random::from_seed([1; 32]);
+        for (kem, key_bytes, ciphertext_bytes, secret_bytes) in [
+            (KemPolicy::MlKem768, 1184, 1088, 32),
+            (KemPolicy::MlKem512, 800, 768, 32),
+            (KemPolicy::Off, 0, 0, 0),
+        ] {
+            let (secret, public) = KemKey::generate(kem, random);
+            let (ciphertext, theirs) = encapsulate(kem, &public, random).unwrap();
+            assert_eq!(
+                (public.len(), ciphertext.len(), theirs.len()),
+                (key_bytes, ciphertext_bytes, secret_bytes)
+            );
+            assert_eq!(secret.decapsulate(&ciphertext), Some(theirs));
+            assert_eq!(secret.policy(), kem);
+        }
+    }
+
+    #[test]
+    fn what_is_no_key_or_ciphertext_is_refused() {
+        let random = &mut Random::from_seed([2; 32]);
+        for kem in [KemPolicy::MlKem768, KemPolicy::MlKem512, KemPolicy::Off] {
+            let (secret, mut public) = KemKey::generate(kem, random);
+            public.push(0);
+            assert!(
+                encapsulate(kem, &public, random).is_none(),
+                "{kem}: a byte too many"
+            );
+            assert!(secret.decapsulate(&[0; 5]).is_none(), "{kem}: five bytes");
+        }
+        // FIPS 203 §7.2: coefficients of 0xfff lie past the modulus 3329.
+        assert!(encapsulate(KemPolicy::MlKem768, &[0xff; 1184], random).is_none());
+        assert!(encapsulate(KemPolicy::MlKem512, &[0xff; 800], random).is_none());
+    }
+}

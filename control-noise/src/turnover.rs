@@ -84,6 +84,9 @@ pub(crate) enum FirstPacket {
         commands: Vec<SaCommand>,
         replaces: bool,
     },
+    /// The peer has taken an answer of ours, and a later handshake of our own has overtaken it: what
+    /// it sends with that is welcome, but we stay with the current pair.
+    Overtaken(Vec<SaCommand>),
     /// The peer sends with the current pair too.
     Confirmed,
     /// Nothing new.
@@ -199,9 +202,8 @@ impl Turnover {
             .as_ref()
             .is_some_and(|current| current.serial > pair.serial)
         {
-            // Our own, later handshake has overtaken it; what the peer still sends is welcome.
             self.keep_for_stragglers(inbound, now + GRACE, &mut commands);
-            return FirstPacket::Nothing;
+            return FirstPacket::Overtaken(commands);
         }
         pair.confirmed = true;
         outbound.path = path.unwrap_or(outbound.path); // the peer may have moved meanwhile
@@ -379,5 +381,107 @@ impl Turnover {
             direction,
             spi,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use esplane_api::{Esn, KeyMaterial, Lifetime, SequenceStart, UdpEncap, WindowSize};
+    use std::collections::BTreeSet;
+
+    const SCHEDULE: Schedule = Schedule {
+        rekey_at: Duration::from_secs(600),
+        ends_at: Duration::from_secs(780),
+    };
+
+    fn sas(number: u32) -> SaPair {
+        let encap = Some(UdpEncap {
+            local_port: 4500,
+            remote_port: 4500,
+        });
+        let sa = |direction| SaParams {
+            tunnel: TunnelId(1),
+            direction,
+            spi: Spi::new(number).unwrap(),
+            key: KeyMaterial::new(AeadSuite::Aes128Gcm16, &[number as u8; 20]).unwrap(),
+            esn: Esn::On,
+            window: WindowSize::DEFAULT,
+            path: OuterPath::new([0, 0, 0, 0].into(), [192, 0, 2, 1].into(), encap).unwrap(),
+            selectors: Vec::new(),
+            lifetime: Lifetime::UNLIMITED,
+            sequence: SequenceStart::FRESH,
+        };
+        SaPair {
+            inbound: sa(Direction::Inbound),
+            outbound: sa(Direction::Outbound),
+        }
+    }
+
+    /// The inbound SPIs that are installed once these commands are carried out.
+    fn carry_out(installed: &mut BTreeSet<u32>, commands: Vec<SaCommand>) {
+        for command in commands {
+            match command {
+                SaCommand::Install(sa) if sa.direction == Direction::Inbound => {
+                    assert!(installed.insert(sa.spi.get()));
+                }
+                SaCommand::Remove(sa) if sa.direction == Direction::Inbound => {
+                    assert!(installed.remove(&sa.spi.get()));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_installed_is_known_and_bounded_in_every_order_of_events() {
+        let now = Duration::from_secs(1);
+        for order in 0..4_096_u32 {
+            let (mut turnover, mut installed) = (Turnover::new(TunnelId(1)), BTreeSet::new());
+            for step in 0..12 {
+                let number = 300 + step;
+                let commands = match order >> step & 1 {
+                    0 => turnover.stage(now, sas(number), SCHEDULE),
+                    _ => turnover.activate(now, sas(number), SCHEDULE),
+                };
+                carry_out(&mut installed, commands);
+                // A packet arrives with a key of some steps ago.
+                let inbound = Spi::new(number - (order >> 4) % (step + 1)).unwrap();
+                match turnover.first_packet(now, inbound, None) {
+                    FirstPacket::Switched { commands, .. } | FirstPacket::Overtaken(commands) => {
+                        carry_out(&mut installed, commands);
+                    }
+                    FirstPacket::Confirmed | FirstPacket::Nothing => {}
+                }
+                let known: BTreeSet<u32> = turnover.inbound_spis().map(Spi::get).collect();
+                assert_eq!(known, installed, "order {order:#b}, step {step}");
+                assert!(installed.len() <= MOST_PENDING + 1 + MOST_OLD);
+            }
+            carry_out(&mut installed, turnover.remove_current());
+            carry_out(&mut installed, turnover.expire(now + SCHEDULE.ends_at).0);
+            assert!(
+                installed.is_empty(),
+                "order {order:#b} leaves {installed:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_peer_that_reuses_its_spi_replaces_its_sa() {
+        let mut turnover = Turnover::new(TunnelId(1));
+        turnover.activate(Duration::ZERO, sas(300), SCHEDULE);
+        let mut again = sas(301);
+        again.outbound.spi = Spi::new(300).unwrap();
+        let commands = turnover.activate(Duration::ZERO, again, SCHEDULE);
+        let outbound = |command: &&SaCommand| match command {
+            SaCommand::Install(sa) => sa.direction == Direction::Outbound,
+            SaCommand::Remove(sa) => sa.direction == Direction::Outbound,
+            _ => false,
+        };
+        let order: Vec<_> = commands.iter().filter(outbound).collect();
+        assert!(
+            matches!(order[..], [SaCommand::Remove(_), SaCommand::Install(_)]),
+            "{order:?}"
+        );
     }
 }

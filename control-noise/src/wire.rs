@@ -197,6 +197,11 @@ impl Timestamp {
         }
     }
 
+    /// Whether it is older than a packet that the network has delayed or doubled could be.
+    pub(crate) fn is_long_before(self, newest: Self) -> bool {
+        newest.seconds.saturating_sub(self.seconds) > 5
+    }
+
     fn next(self) -> Self {
         match self.nanoseconds {
             999_999_999.. => Self {

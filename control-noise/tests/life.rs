@@ -287,6 +287,10 @@ fn a_reload_that_is_wrong_changes_nothing_and_names_who_is_wrong() {
             &["`east`", "`north`", "10.1.0.0/16"],
         ),
         (
+            third(|peer| peer.selectors.clear()),
+            &["`north`", "no routes"],
+        ),
+        (
             third(|peer| peer.suites.clear()),
             &["`north`", "aes128gcm16"],
         ),

@@ -341,3 +341,39 @@ fn the_second_of_two_equal_answers_is_dropped() {
     assert_eq!(world.fingerprint(0), before);
     assert_eq!(world.drops(0, DropReason::HandshakeUnexpected), 1);
 }
+
+#[test]
+fn both_ends_initiating_at_random_on_a_bad_network_lose_nothing() {
+    for seed in 0..6 {
+        let mut world = World::pair(seed, rekeying_every(2));
+        world.handshake_faults = Faults {
+            lose_percent: 25,
+            double_percent: 20,
+            delay_ms: (1, 250),
+        };
+        world.esp_faults = Faults {
+            lose_percent: 0,
+            double_percent: 10,
+            delay_ms: (1, 250),
+        };
+        let mut network = Dice::new(seed + 7);
+        world.filter = Box::new(move |packet, _| !(packet.is_dummy() && network.chance(30)));
+        let mut dice = Dice::new(seed + 77);
+        let mut sent = Vec::new();
+        let end = world.now + seconds(30);
+        while world.now < end {
+            for node in 0..2 {
+                if dice.chance(4) {
+                    world.initiate(node);
+                }
+                if dice.chance(60) {
+                    sent.push((node, world.send_data(node)));
+                }
+            }
+            world.run_for(ms(20));
+        }
+        world.run_for(seconds(5));
+        world.assert_delivered(&sent);
+        assert!(world.is_established(), "seed {seed}");
+    }
+}

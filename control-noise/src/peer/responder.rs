@@ -23,14 +23,20 @@ impl Peer {
     ) {
         let offer = match opened.offer() {
             Ok(offer) => offer,
-            Err(HandshakeError::Unknown) => return self.disagree(ctx, now, Disagreement::Unknown),
+            Err(HandshakeError::Unknown) => {
+                // Authentic, but perhaps not new: for the log only.
+                self.notice(ctx, now, NoticeEvent::Disagreement(Disagreement::Unknown));
+                return ctx.drop_message(DropReason::HandshakeSettings);
+            }
             Err(_) => return ctx.drop_message(DropReason::HandshakeMalformed),
         };
-        if self
+        if let Some(newest) = self
             .timestamp_received
-            .is_some_and(|last| offer.timestamp <= last)
+            .filter(|newest| offer.timestamp <= *newest)
         {
-            self.notice(ctx, now, NoticeEvent::Replayed { endpoint: from });
+            if offer.timestamp.is_long_before(newest) {
+                self.notice(ctx, now, NoticeEvent::Replayed { endpoint: from });
+            }
             return ctx.drop_message(DropReason::HandshakeReplayed);
         }
         self.timestamp_received = Some(offer.timestamp);
@@ -67,6 +73,7 @@ impl Peer {
                     self.established(ctx, now, suite, replaces);
                 }
             }
+            FirstPacket::Overtaken(commands) => ctx.commands(commands),
             FirstPacket::Confirmed => self.confirm = None,
             FirstPacket::Nothing => {}
         }
