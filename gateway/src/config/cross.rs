@@ -5,10 +5,15 @@ use super::{
     document::{At, Document},
     problem::Problems,
 };
-use esplane_api::IpPrefix;
+use esplane_api::{IpPrefix, KeyMaterial};
 use esplane_control_noise::StaticSecretKey;
 use serde_saphyr::Location;
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    hash::{BuildHasher, RandomState},
+    net::IpAddr,
+};
 
 /// `peers` and `static_sas` are in the document's order, `None` where one was wrong by itself.
 pub(super) fn check(
@@ -21,7 +26,8 @@ pub(super) fn check(
 ) {
     names(p, document);
     public_keys(p, document, private_key, peers);
-    spis_and_keys(p, document, static_sas);
+    spis(p, document, static_sas);
+    keys(p, document, static_sas);
     let routes = routes(document, peers, static_sas);
     duplicate_routes(p, &routes);
     own_addresses(p, &routes, interface);
@@ -101,28 +107,46 @@ fn public_keys(
     }
 }
 
-/// Inbound SPIs are ours and must differ; a key must never seal in two SAs.
-fn spis_and_keys(p: &mut Problems<'_>, document: &Document, static_sas: &[Option<StaticSa>]) {
-    let mut spis = Seen::new();
-    let mut sealing: Vec<(&StaticSa, u64)> = Vec::new();
+/// Inbound SPIs are ours and must differ.
+fn spis(p: &mut Problems<'_>, document: &Document, static_sas: &[Option<StaticSa>]) {
+    let mut seen = Seen::new();
     for (index, (sa, at)) in static_sas.iter().zip(&document.static_sas).enumerate() {
         let Some(sa) = sa else { continue };
-        let at = &at.value;
-        let (spi, spi_at) = (sa.inbound.spi, at.inbound.spi.referenced);
-        if let Some(line) = spis.earlier(spi, spi_at) {
-            p.add(spi_at, format!("static_sas[{index}].inbound.spi"), format_args!(
+        let (spi, at) = (sa.inbound.spi, at.value.inbound.spi.referenced);
+        if let Some(line) = seen.earlier(spi, at) {
+            p.add(at, format!("static_sas[{index}].inbound.spi"), format_args!(
                 "the inbound SA in line {line} has the SPI {spi} already; each inbound SA needs its own"
             ));
         }
-        let earlier = sealing
-            .iter()
-            .find(|(other, _)| other.outbound.key.same_secret(&sa.outbound.key));
-        if let Some((_, line)) = earlier {
-            p.add(at.outbound.spi.referenced, format!("static_sas[{index}].outbound.key"), format_args!(
-                "the outbound SA in line {line} has the same key, so the same nonces would be used twice; make a key of its own"
-            ));
+    }
+}
+
+/// No key may serve two SAs: both would count from 1 and use the same nonces. (Both directions of one
+/// SA have been compared where it was resolved.)
+fn keys(p: &mut Problems<'_>, document: &Document, static_sas: &[Option<StaticSa>]) {
+    // By a fingerprint under a random key of this run: it tells nothing of the secret.
+    let random = RandomState::new();
+    let mut seen: HashMap<u64, Vec<(usize, &KeyMaterial, u64)>> = HashMap::new();
+    for (index, (sa, at)) in static_sas.iter().zip(&document.static_sas).enumerate() {
+        let Some(sa) = sa else { continue };
+        let at = &at.value;
+        for (direction, key, at) in [
+            ("inbound", &sa.inbound.key, at.inbound.spi.referenced),
+            ("outbound", &sa.outbound.key, at.outbound.spi.referenced),
+        ] {
+            let alike = seen
+                .entry(random.hash_one(key.dangerous_key()))
+                .or_default();
+            let earlier = alike
+                .iter()
+                .find(|(other, earlier, _)| *other != index && earlier.same_secret(key));
+            if let Some((_, _, line)) = earlier {
+                p.add(at, format!("static_sas[{index}].{direction}.key"), format_args!(
+                    "the SA in line {line} has the same key, so the same nonces would be used twice; make a key of its own"
+                ));
+            }
+            alike.push((index, key, at.line()));
         }
-        sealing.push((sa, at.outbound.spi.referenced.line()));
     }
 }
 
@@ -237,8 +261,16 @@ fn routing_loops(
     peers: &[Option<Peer>],
     static_sas: &[Option<StaticSa>],
 ) {
+    let by_prefix: BTreeMap<IpPrefix, &Route<'_>> =
+        routes.iter().map(|route| (route.prefix, route)).collect();
+    let around = |end: IpAddr| {
+        let bits = if end.is_ipv4() { 32 } else { 128 };
+        (0..=bits)
+            .rev()
+            .find_map(|length| by_prefix.get(&IpPrefix::truncated(end, length)))
+    };
     let mut check = |end: IpAddr, at: Location, path: String, written: &dyn fmt::Display| {
-        if let Some(route) = routes.iter().find(|route| route.prefix.contains(end)) {
+        if let Some(route) = around(end) {
             p.add(at, path, format_args!(
                 "{written} lies inside {}, which is routed into the tunnel `{}`: ESP would run in circles; narrow that route, or set `install_routes: false` and route yourself",
                 route.prefix, route.tunnel
