@@ -59,37 +59,32 @@ pub(super) unsafe fn write_control(header: &libc::msghdr, outer: &Outer, bound: 
     // SAFETY: the caller's promise for the buffer; each value is of the C type that its option takes.
     unsafe {
         let mut writer = ControlWriter::new(header);
-        match (outer.remote.is_ipv4(), outer.local) {
-            (true, IpAddr::V4(local)) => {
-                writer.push(libc::IPPROTO_IP, libc::IP_TOS, tos);
-                if with_local {
-                    writer.push(
-                        libc::IPPROTO_IP,
-                        libc::IP_PKTINFO,
-                        libc::in_pktinfo {
-                            ipi_ifindex: 0,
-                            ipi_spec_dst: in_address(local),
-                            ipi_addr: in_address(Ipv4Addr::UNSPECIFIED),
-                        },
-                    );
-                }
-            }
-            (true, IpAddr::V6(_)) => writer.push(libc::IPPROTO_IP, libc::IP_TOS, tos),
-            (false, local) => {
-                writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos);
-                if let (true, IpAddr::V6(local)) = (with_local, local) {
-                    writer.push(
-                        libc::IPPROTO_IPV6,
-                        libc::IPV6_PKTINFO,
-                        libc::in6_pktinfo {
-                            ipi6_addr: libc::in6_addr {
-                                s6_addr: local.octets(),
-                            },
-                            ipi6_ifindex: 0,
-                        },
-                    );
-                }
-            }
+        if outer.remote.is_ipv4() {
+            writer.push(libc::IPPROTO_IP, libc::IP_TOS, tos);
+        } else {
+            writer.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, tos);
+        }
+        match outer.local {
+            _ if !with_local => {}
+            IpAddr::V4(local) => writer.push(
+                libc::IPPROTO_IP,
+                libc::IP_PKTINFO,
+                libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst: in_address(local),
+                    ipi_addr: in_address(Ipv4Addr::UNSPECIFIED),
+                },
+            ),
+            IpAddr::V6(local) => writer.push(
+                libc::IPPROTO_IPV6,
+                libc::IPV6_PKTINFO,
+                libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr {
+                        s6_addr: local.octets(),
+                    },
+                    ipi6_ifindex: 0,
+                },
+            ),
         }
         writer.length
     }
@@ -118,7 +113,7 @@ impl<'a> ControlWriter<'a> {
     /// `value` must be of the C type that the option takes.
     unsafe fn push<T>(&mut self, level: libc::c_int, kind: libc::c_int, value: T) {
         let bytes = mem::size_of::<T>() as libc::c_uint;
-        // SAFETY: CMSG_SPACE computes. `next` lies within the control buffer, and there is room for the message,
+        // SAFETY: CMSG_SPACE and CMSG_LEN compute. `next` lies within the control buffer, and there is room for the message,
         // for this is checked first; the fields of a cmsghdr and the bytes behind it may be written freely.
         unsafe {
             let space = libc::CMSG_SPACE(bytes) as usize;
