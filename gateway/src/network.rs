@@ -2,6 +2,7 @@
 
 use crate::{
     config::{Config, Endpoint, Mtu},
+    io::TUN_QUEUE_PACKETS,
     netlink::{Installed, Netlink, NetlinkError},
 };
 use esplane_api::{AeadSuite, IpPrefix, OuterPath, UdpEncap};
@@ -29,6 +30,7 @@ impl Network {
     pub async fn set_up(netlink: Netlink, config: &Config, mtu: u32) -> Result<Self, NetlinkError> {
         let link = netlink.link_index(&config.interface.name).await?;
         netlink.set_mtu(link, mtu).await?;
+        netlink.set_queue_packets(link, TUN_QUEUE_PACKETS).await?;
         netlink.set_quiet(link).await?;
         let mut installed = Installed::new(netlink);
         for address in &config.interface.addresses {

@@ -8,7 +8,7 @@
 //!   traffic      real process                           real process     traffic
 //! ```
 //!
-//! The story, in [`perform`]:
+//! The story, in `perform`:
 //!
 //! 1. get the right to make namespaces, from root or in a user namespace (`privileges.rs`);
 //! 2. build five machines out of network namespaces and cables (`namespaces.rs`, `topology.rs`);
@@ -19,10 +19,11 @@
 //! 7. wait for stragglers, ask the gateways what they dropped, and tell (`report.rs`).
 //!
 //! Everything hangs on descriptors and threads of this process, so that the kernel clears up even
-//! after SIGKILL; see [`interrupt`] for Ctrl-C.
+//! after SIGKILL; see `interrupt.rs` for Ctrl-C.
 
 mod gateways;
 mod interrupt;
+mod live;
 mod namespaces;
 mod privileges;
 mod report;
@@ -36,8 +37,9 @@ mod tests;
 use crate::{cli::DemoArgs, keys::KeyCommandError, netlink::NetlinkError};
 use gateways::Gateways;
 use interrupt::Interrupt;
+use live::Live;
 use privileges::{PrivilegeError, Scratch};
-use report::{FirstContact, Live, Report};
+use report::{FirstContact, Report};
 use std::{
     io::{self, IsTerminal, Write},
     process::ExitCode,
@@ -284,7 +286,7 @@ fn watch(
                 .fold((0, 0), |(sent, received), (s, r)| (sent + s, received + r))
         };
         let tcp = traffic.tcp.progress();
-        live.second(&report::Second {
+        live.second(&live::Second {
             second,
             of: seconds,
             ping: sum(traffic.pings.iter().map(Pinger::progress).collect()),

@@ -90,19 +90,21 @@ fn no_namespaces(reason: io::Error) -> PrivilegeError {
         let text = fs::read_to_string(format!("/proc/sys/{path}")).unwrap_or_default();
         text.trim().to_owned()
     };
-    let mut advice = String::from("Run it as root.");
-    if !rustix::process::geteuid().is_root() {
-        for (path, forbids, allows) in [
-            ("user/max_user_namespaces", "0", "15000"),
-            ("kernel/unprivileged_userns_clone", "0", "1"),
-            ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
-        ] {
-            if setting(path) == forbids {
-                let name = path.replace('/', ".");
-                advice += &format!(
-                    "\nOr let users make namespaces: {name} is {forbids}; as root: sysctl -w {name}={allows}"
-                );
-            }
+    let mut advice = String::from(match rustix::process::geteuid().is_root() {
+        true => "This root has not all of root's rights.",
+        false => "Run it as root.",
+    });
+    for (path, forbids, allows) in [
+        ("user/max_user_namespaces", "0", "15000"),
+        ("user/max_net_namespaces", "0", "15000"),
+        ("kernel/unprivileged_userns_clone", "0", "1"),
+        ("kernel/apparmor_restrict_unprivileged_userns", "1", "0"),
+    ] {
+        if setting(path) == forbids {
+            let name = path.replace('/', ".");
+            advice += &format!(
+                "\n{name} is {forbids}, which forbids namespaces; as root: sysctl -w {name}={allows}"
+            );
         }
     }
     advice += "\nIn a container it needs CAP_SYS_ADMIN and CAP_NET_ADMIN and /dev/net/tun; for \
@@ -117,8 +119,8 @@ fn no_tun(reason: io::Error, user_namespace: bool) -> PrivilegeError {
         Ok(metadata) => {
             let mode = metadata.permissions().mode() & 0o777;
             let way = if user_namespace {
-                "Run it as root, or, as root, let users open it: chmod 0666 /dev/net/tun (the mode most \
-                 distributions give it; making a device still needs CAP_NET_ADMIN)."
+                "Run the demo as root, or let users open the device, as most distributions do; as root: \
+                 chmod 0666 /dev/net/tun (making an interface still needs CAP_NET_ADMIN)."
             } else {
                 "The kernel's `tun` module or the container's device policy is in the way; as root: modprobe tun."
             };

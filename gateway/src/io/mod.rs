@@ -43,7 +43,7 @@ pub mod udp;
 pub use outer::{OuterSockets, OuterTransmitter};
 pub use poll::{Waker, wait};
 pub use raw_esp::{RawEsp, RawReceive};
-pub use tun::{TunError, TunOptions, TunQueue};
+pub use tun::{TUN_QUEUE_PACKETS, TunError, TunOptions, TunQueue};
 pub use udp::{SocketError, UdpOuter};
 
 use esplane_api::DropCounters;

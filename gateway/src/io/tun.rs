@@ -13,6 +13,8 @@ use std::{
 };
 
 /// How often and how long to wait for a name that is about to become free.
+/// Packets that the kernel holds for each queue unless told otherwise.
+pub const TUN_QUEUE_PACKETS: u32 = 4096;
 const BUSY_RETRIES: u32 = 20;
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
@@ -33,7 +35,7 @@ impl TunOptions {
         Self {
             name: name.into(),
             queues,
-            queue_packets: 4096,
+            queue_packets: TUN_QUEUE_PACKETS,
         }
     }
 }
@@ -94,8 +96,12 @@ impl TunQueue {
             queues.push(queue);
         }
         if let Some(queue) = queues.first() {
-            set_queue_length(&queue.name, options.queue_packets)
-                .map_err(|source| kernel("set the queue length of", &queue.name, source))?;
+            match set_queue_length(&queue.name, options.queue_packets) {
+                // In a user namespace; there only netlink may (`network.rs`).
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+                outcome => outcome
+                    .map_err(|source| kernel("set the queue length of", &queue.name, source))?,
+            }
         }
         Ok(queues)
     }

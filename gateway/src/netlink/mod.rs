@@ -144,14 +144,16 @@ impl Netlink {
     /// Keeps the kernel from talking on an interface by itself: no IPv6 link-local address, hence
     /// no router solicitations, and no multicast group reports. Call it before [`Netlink::set_up`].
     ///
-    /// On a TUN device such packets would be dropped for want of a policy, and look like a fault.
+    /// On a TUN device such packets could only be dropped. A few still come on a router, which has
+    /// joined the group of all routers (ff02::2) by the time it can be told not to.
     pub async fn set_quiet(&self, link: u32) -> Result<(), NetlinkError> {
-        let no_link_local =
-            AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        self.set(link, Action::SetQuiet { link }, |message| {
+        let action = Action::SetQuiet { link };
+        let no_link_local = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        let no_link_local = vec![AfSpecUnspec::Inet6(vec![no_link_local])];
+        self.set(link, action, |message| {
             message
                 .multicast(false)
-                .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_link_local]))
+                .append_extra_attribute(LinkAttribute::AfSpecUnspec(no_link_local))
         })
         .await
     }

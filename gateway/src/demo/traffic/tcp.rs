@@ -47,7 +47,8 @@ impl TcpResult {
 
 /// The connection under way.
 pub struct TcpBulk {
-    sender: JoinHandle<io::Result<u64>>,
+    /// Bytes sent, segments sent again.
+    sender: JoinHandle<io::Result<(u64, u64)>>,
     receiver: JoinHandle<io::Result<Received>>,
     received: Arc<AtomicU64>,
 }
@@ -84,7 +85,8 @@ impl TcpBulk {
             let socket = socket(ends)?;
             socket.bind(&SocketAddr::new(ends.from, 0).into())?;
             socket.connect(&target)?;
-            send(&socket.into(), &block, &stop)
+            let sent = send(&socket.into(), &block, &stop)?;
+            Ok((sent, retransmitted_segments()?))
         })?;
         Ok(Self {
             sender,
@@ -101,7 +103,8 @@ impl TcpBulk {
     /// Waits for the last byte. Call it after the stop.
     pub fn finish(self) -> io::Result<TcpResult> {
         let joined = self.sender.join();
-        let bytes_sent = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let (bytes_sent, retransmitted_segments) =
+            joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         let joined = self.receiver.join();
         let received = joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         Ok(TcpResult {
@@ -109,7 +112,7 @@ impl TcpBulk {
             bytes_sent,
             bytes_received: received.total,
             intact: received.intact,
-            retransmitted_segments: 0,
+            retransmitted_segments,
         })
     }
 }
@@ -166,6 +169,17 @@ fn receive(listener: &Socket, block: &[u8], received: &AtomicU64) -> io::Result<
             return Ok(outcome);
         }
     }
+}
+
+/// Of all connections in this thread's namespace, of which ours is the only one: two lines `Tcp:`,
+/// names and values.
+fn retransmitted_segments() -> io::Result<u64> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+    let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let mut columns = names.split_whitespace().zip(values.split_whitespace());
+    let value = columns.find(|(name, _)| *name == "RetransSegs");
+    Ok(value.and_then(|(_, value)| value.parse().ok()).unwrap_or(0))
 }
 
 /// Goes on after a signal.
