@@ -125,8 +125,11 @@ pub fn spawn(setup: WorkerSetup) -> io::Result<WorkerHandle> {
     let thread = thread::Builder::new()
         .name(format!("esplane-w{index}"))
         .spawn(move || {
-            pin(core);
-            let result = catch_unwind(AssertUnwindSafe(|| worker.run()))
+            let run = || {
+                pin(core);
+                worker.run()
+            };
+            let result = catch_unwind(AssertUnwindSafe(run))
                 .unwrap_or_else(|panic| Err(WorkerError::Panicked(panic_text(&*panic))));
             if let Err(error) = &result {
                 report_failure(&control, index, error);
@@ -262,7 +265,7 @@ impl Worker {
         if self.batch.is_empty() {
             return Ok(false);
         }
-        self.counters.from_inner(traffic(&self.batch));
+        self.counters.received_inner(traffic(&self.batch));
         // 3. Clear to ESP.
         self.outbound
             .process(tables, &mut self.batch, &mut self.report);
@@ -279,7 +282,7 @@ impl Worker {
         }
         // 5. Transmit.
         let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
-        self.counters.to_outer(sent);
+        self.counters.sent_outer(sent);
         Ok(true)
     }
 
@@ -291,9 +294,9 @@ impl Worker {
         if self.batch.is_empty() {
             return Ok(false);
         }
-        self.counters.from_outer(traffic(&self.batch));
-        // 3. ESP to clear. A snapshot from before the receive would lack the SA that was installed
-        //    meanwhile and on which the peer, told so, has sent these very packets.
+        self.counters.received_outer(traffic(&self.batch));
+        // 3. ESP to clear, by a snapshot taken after the packets: an inbound SA is published before the peer
+        //    can know of it, so whatever has arrived for it finds it. An older snapshot might not have it.
         let tables = self.tables.load();
         self.inbound
             .process(&tables, &mut self.batch, &mut self.report);
@@ -311,7 +314,7 @@ impl Worker {
         }
         // 5. Transmit.
         let sent = self.inner.transmit(&self.batch, &mut self.report.drops);
-        self.counters.to_inner(sent);
+        self.counters.sent_inner(sent);
         Ok(true)
     }
 
@@ -345,7 +348,7 @@ impl Worker {
                 }
             }
             let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
-            self.counters.to_outer(sent);
+            self.counters.sent_outer(sent);
         }
     }
 
@@ -426,7 +429,9 @@ fn traffic(batch: &Batch) -> Traffic {
 fn pin(core: Option<usize>) {
     let Some(core) = core else { return };
     let mut cores = rustix::thread::CpuSet::new();
-    cores.set(core);
+    if core < rustix::thread::CpuSet::MAX_CPU {
+        cores.set(core);
+    }
     if let Err(error) = rustix::thread::sched_setaffinity(None, &cores) {
         tracing::warn!(core, %error, "cannot pin the worker to its core; it will wander");
     }
