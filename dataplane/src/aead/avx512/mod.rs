@@ -46,7 +46,7 @@
 //! ```
 //!
 //! R and F are sums: any number of products, by different powers of H, is added up before one `fold`
-//! ends them all ([`Product`]).
+//! ends them all ([`field::Product`]).
 //!
 //! # Safety
 //!

@@ -3,7 +3,7 @@
 use super::{field::reversed_lane, key::Key, with_features};
 use core::arch::x86_64::*;
 
-/// One packet as the kernels see it. Its pointers are valid as long as the [`Run`] they come from.
+/// One packet as the kernels see it. Its pointers are valid as long as the [`super::Run`] they come from.
 #[derive(Clone, Copy)]
 pub(super) struct Packet<'k> {
     pub(super) key: &'k Key,
