@@ -28,6 +28,7 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
+        address::AddressHeaderFlags,
         link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
         route::{
             RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
@@ -206,14 +207,19 @@ impl Netlink {
 
 /// Addresses.
 impl Netlink {
-    /// Gives an interface an address; the kernel adds the route to its network.
+    /// Gives an interface an address; the kernel adds the route to its network. An IPv6 address can be used at
+    /// once: nobody beyond an interface of ours could answer duplicate address detection (RFC 4862 §5.4),
+    /// and until that is over the kernel lends packets another source, which no policy covers.
     pub async fn add_address(
         &self,
         link: u32,
         address: IpAddr,
         prefix_length: u8,
     ) -> Result<(), NetlinkError> {
-        let request = self.handle.address().add(link, address, prefix_length);
+        let mut request = self.handle.address().add(link, address, prefix_length);
+        if address.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         request.execute().await.map_err(|error| {
             Action::AddAddress {
                 link,
