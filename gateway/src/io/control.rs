@@ -1,4 +1,4 @@
-//! Control messages: the TOS byte and the local address of one packet.
+//! Control messages: the TOS byte and the local address of one packet, the segment size of several.
 
 use super::name::in_address;
 use esplane_dataplane::batch::Outer;
@@ -7,8 +7,9 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-/// Room for the control messages of one packet: TOS and local address, of either family.
-pub(super) const CONTROL_BYTES: usize = 128;
+/// Room for the control messages of one message: TOS and local address, of either family, and the
+/// size of segments.
+pub(super) const CONTROL_BYTES: usize = 192;
 
 /// A control buffer.
 #[derive(Clone, Copy)]
@@ -47,11 +48,17 @@ pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) {
     }
 }
 
-/// Writes TOS and, where it is not the socket's own, the local address. Answers the length of it.
+/// Writes TOS, the local address where it is not the socket's own, and the size of segments if there are
+/// several. Answers the length of it all.
 ///
 /// # Safety
 /// `header` must point to [`CONTROL_BYTES`] of control buffer that nobody else uses.
-pub(super) unsafe fn write_control(header: &libc::msghdr, outer: &Outer, bound: IpAddr) -> usize {
+pub(super) unsafe fn write_control(
+    header: &libc::msghdr,
+    outer: &Outer,
+    bound: IpAddr,
+    segment: Option<u16>,
+) -> usize {
     let tos = libc::c_int::from(outer.tos);
     let with_local = !outer.local.is_unspecified()
         && outer.local != bound
@@ -85,6 +92,9 @@ pub(super) unsafe fn write_control(header: &libc::msghdr, outer: &Outer, bound: 
                     ipi6_ifindex: 0,
                 },
             ),
+        }
+        if let Some(bytes) = segment {
+            writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, bytes);
         }
         writer.length
     }
