@@ -16,11 +16,13 @@ pub(super) const CONTROL_BYTES: usize = 192;
 #[repr(C, align(8))] // as cmsghdr wants it
 pub(super) struct Control(pub(super) [u8; CONTROL_BYTES]);
 
-/// Reads what the kernel says of a packet it has delivered.
+/// Reads what the kernel says of a message it has delivered. Answers the size of the datagrams if it is made
+/// of several.
 ///
 /// # Safety
 /// `header` must be as the kernel has filled it in, with its control buffer alive and unchanged.
-pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) {
+pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) -> Option<usize> {
+    let mut segment = None;
     // SAFETY: the caller's promise; the CMSG macros walk within the length that the kernel has set.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !control.is_null() {
@@ -41,11 +43,16 @@ pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) {
                     let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
                     outer.local = IpAddr::from(info.ipi6_addr.s6_addr).to_canonical();
                 }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let bytes = data.cast::<libc::c_int>().read_unaligned();
+                    segment = usize::try_from(bytes).ok().filter(|bytes| *bytes > 0);
+                }
                 _ => {}
             }
             control = libc::CMSG_NXTHDR(header, control);
         }
     }
+    segment
 }
 
 /// Writes TOS, the local address where it is not the socket's own, and the size of segments if there are

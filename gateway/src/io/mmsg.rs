@@ -65,21 +65,30 @@ impl Messages {
         batch: &mut Batch,
     ) -> (usize, io::Result<usize>) {
         let asked = MESSAGES_MAX.min(batch.capacity() - batch.len());
-        for (index, frame) in batch.spare_frames().take(asked).enumerate() {
-            self.vectors[index] = libc::iovec {
-                iov_base: frame.as_mut_ptr().cast(),
-                iov_len: frame.len(),
+        let result = self.receive_into(socket, batch.spare_frames().take(asked));
+        (asked, result)
+    }
+
+    /// Lets the kernel write one message into each of the buffers; answers how many it has filled.
+    pub(super) fn receive_into<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffers: impl Iterator<Item = &'a mut [u8]>,
+    ) -> io::Result<usize> {
+        let mut asked = 0;
+        for buffer in buffers.take(MESSAGES_MAX) {
+            self.vectors[asked] = libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
             };
-            self.point(
-                index,
-                index..index + 1,
-                mem::size_of::<libc::sockaddr_storage>(),
-                CONTROL_BYTES,
-            );
+            let name_bytes = mem::size_of::<libc::sockaddr_storage>();
+            self.point(asked, asked..asked + 1, name_bytes, CONTROL_BYTES);
+            asked += 1;
         }
         // SAFETY: the first `asked` headers have just been pointed at names, controls and vectors of this
-        // value and, through those, at distinct spare frames of the batch; all outlive the call, nobody else refers
-        // to them during it, and each length given is that of the memory pointed to.
+        // value and, through those, at the buffers, which are distinct, being borrowed mutably for all of 'a;
+        // all outlive the call, nobody else refers to them during it, and each length given is that of the
+        // memory pointed to.
         let result = check(unsafe {
             libc::recvmmsg(
                 raw(socket),
@@ -89,7 +98,17 @@ impl Messages {
                 std::ptr::null_mut(),
             )
         });
-        (asked, result.map(|count| count as usize))
+        result.map(|count| count as usize)
+    }
+
+    /// The length of a message received.
+    pub(super) fn received_bytes(&self, index: usize) -> usize {
+        self.headers[index].msg_len as usize
+    }
+
+    /// Whether the kernel had to cut a message, or what it says of it.
+    pub(super) fn is_truncated(&self, index: usize) -> bool {
+        self.headers[index].msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0
     }
 
     /// Takes the first `arrived` messages into the batch.
@@ -116,23 +135,24 @@ impl Messages {
                 let (arena, _) = batch.parts_mut();
                 arena.copy_within(start..start + bytes, to * frame_bytes + HEADROOM_BYTES);
             }
-            let outer = self.outer_of(index, udp);
+            let (outer, _alone) = self.outer_of(index, udp);
             batch.push_received(bytes, outer);
             finish(batch, to);
         }
     }
 
-    fn outer_of(&self, index: usize, udp: bool) -> Outer {
+    /// The outer side of a message received and, if it holds several datagrams, their size.
+    pub(super) fn outer_of(&self, index: usize, udp: bool) -> (Outer, Option<usize>) {
         let remote = address_from(&self.names[index]);
         let mut outer = Outer {
             remote,
             udp,
             ..Outer::NONE
         };
-        // SAFETY: the kernel has filled in this header's control buffer and its length; the buffer is this value's
-        // own and untouched since.
-        unsafe { read_control(&self.headers[index].msg_hdr, &mut outer) };
-        outer
+        // SAFETY: the kernel has filled in this header's control buffer and its length, or the header was never
+        // used and says that it has none; the buffer is this value's own and untouched since.
+        let segment = unsafe { read_control(&self.headers[index].msg_hdr, &mut outer) };
+        (outer, segment)
     }
 
     /// Describes the packets of `run` (at most [`MESSAGES_MAX`]) as messages, several packets in one where

@@ -8,7 +8,8 @@
 //!   └───────────────────────┘    └────────┘    │  └─ raw_esp.rs  RawEsp  protocol 50 │
 //!                                              └─────────────────────────────────────┘
 //!   socket.rs  what both have in common; over mmsg.rs (recvmmsg and sendmmsg, straight into and
-//!              from the arena), control.rs (TOS, local address), name.rs (addresses), options.rs
+//!              from the arena; several packets as one message), gro.rs (such messages taken apart),
+//!              control.rs (TOS, local address, sizes), name.rs (addresses), options.rs
 //!   poll.rs    sleeping until something arrives, and being woken
 //! ```
 //!
@@ -30,6 +31,7 @@
 #![allow(unsafe_code)] // system calls; every block argues its soundness
 
 mod control;
+mod gro;
 mod mmsg;
 mod name;
 mod options;
@@ -44,7 +46,7 @@ pub use outer::{OuterSockets, OuterTransmitter};
 pub use poll::{Waker, wait};
 pub use raw_esp::{RawEsp, RawReceive};
 pub use tun::{TUN_QUEUE_PACKETS, TunError, TunOptions, TunQueue};
-pub use udp::{SocketError, UdpOuter};
+pub use udp::{SocketError, UdpOffloads, UdpOuter};
 
 use esplane_api::DropCounters;
 use esplane_dataplane::batch::{Batch, HEADROOM_BYTES, TAILROOM_BYTES};

@@ -1,7 +1,8 @@
 //! A datagram socket that moves batches: what UDP and raw sockets have in common.
 
 use super::{
-    Traffic,
+    Traffic, UdpOffloads,
+    gro::GroReceiver,
     mmsg::{MESSAGES_MAX, Messages},
     options,
 };
@@ -47,6 +48,8 @@ pub(super) struct MessageSocket {
     df: Option<bool>,
     /// Whether neighbours may leave as one message (UDP_SEGMENT).
     gso: bool,
+    /// Takes apart messages of many datagrams, where the kernel makes such.
+    gro: Option<Box<GroReceiver>>,
     messages: Messages,
 }
 
@@ -59,6 +62,7 @@ impl MessageSocket {
             bound,
             df: None,
             gso: false,
+            gro: None,
             messages: Messages::new(),
         };
         if speaks != Speaks::V6 {
@@ -76,15 +80,18 @@ impl MessageSocket {
             bound: self.bound,
             df: None,
             gso: self.gso,
+            gro: None,
             messages: Messages::new(),
         })
     }
 
-    /// Lets packets that differ in nothing outside leave as one message, where the kernel can; for UDP
-    /// only. Answers whether they will.
-    pub(super) fn set_gso(&mut self, on: bool) -> bool {
+    /// Lets packets that differ in nothing outside leave and arrive as one message, where the kernel
+    /// can. For UDP, and before anything is received. Answers what is on.
+    pub(super) fn set_offloads(&mut self, on: bool) -> UdpOffloads {
         self.gso = on && options::can_segment(self.as_fd());
-        self.gso
+        let gro = options::set_gro(self.as_fd(), on).is_ok() && on;
+        self.gro = gro.then(|| Box::new(GroReceiver::new()));
+        UdpOffloads { gso: self.gso, gro }
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -114,8 +121,14 @@ impl MessageSocket {
         finish: impl Fn(&mut Batch, usize),
     ) -> io::Result<()> {
         let mut queued_errors = 0;
+        if let Some(gro) = &mut self.gro {
+            gro.unpack(batch, drops); // what the last batch had no room for
+        }
         while !batch.is_full() {
-            let (asked, result) = self.messages.receive(self.socket.as_fd(), batch);
+            let (asked, result) = match &mut self.gro {
+                Some(gro) => gro.receive(self.socket.as_fd(), batch),
+                None => self.messages.receive(self.socket.as_fd(), batch),
+            };
             let arrived = match result {
                 Ok(arrived) => arrived,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -127,7 +140,10 @@ impl MessageSocket {
                 Err(error) if passes(&error) => return Ok(()),
                 Err(error) => return Err(error),
             };
-            self.messages.take(arrived, batch, drops, udp, &finish);
+            match &mut self.gro {
+                Some(gro) => gro.unpack(batch, drops),
+                None => self.messages.take(arrived, batch, drops, udp, &finish),
+            }
             if arrived < asked {
                 return Ok(());
             }
