@@ -10,6 +10,7 @@
 //!   socket.rs  what both have in common; over mmsg.rs (recvmmsg and sendmmsg, straight into and
 //!              from the arena; several packets as one message), gro.rs (such messages taken apart),
 //!              control.rs (TOS, local address, sizes), name.rs (addresses), options.rs
+//!   vnet.rs    super-packets of the TUN, which offload/ splits and coalesces
 //!   poll.rs    sleeping until something arrives, and being woken
 //! ```
 //!
@@ -34,6 +35,7 @@ mod control;
 mod gro;
 mod mmsg;
 mod name;
+mod offload;
 mod options;
 pub mod outer;
 pub mod poll;
@@ -41,11 +43,12 @@ pub mod raw_esp;
 mod socket;
 pub mod tun;
 pub mod udp;
+mod vnet;
 
 pub use outer::{OuterSockets, OuterTransmitter};
 pub use poll::{Waker, wait};
 pub use raw_esp::{RawEsp, RawReceive};
-pub use tun::{TUN_QUEUE_PACKETS, TunError, TunOptions, TunQueue};
+pub use tun::{TUN_QUEUE_PACKETS, TunError, TunOffloads, TunOptions, TunQueue};
 pub use udp::{SocketError, UdpOffloads, UdpOuter};
 
 use esplane_api::DropCounters;
