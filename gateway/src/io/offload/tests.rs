@@ -117,7 +117,7 @@ impl Recipe {
         if self.tcp {
             header[4..8].copy_from_slice(&self.number.to_be_bytes());
             header[8..12].copy_from_slice(&[1, 2, 3, 4]);
-            header[12..14].copy_from_slice(&[((20 + self.options) / 4 << 4) as u8, self.flags]);
+            header[12..14].copy_from_slice(&[((20 + self.options) * 4) as u8, self.flags]);
             header[14..16].copy_from_slice(&[5, 6]);
             header[20..20 + self.options].fill(1);
         } else {
@@ -227,8 +227,10 @@ fn split_all(vnet: &VnetHeader, packet: &[u8]) -> Vec<Vec<u8>> {
     packets
 }
 
-/// Which packets go together, and the groups as (super-)packets.
-fn coalesce_all(packets: &[Vec<u8>]) -> Vec<(Vec<usize>, Option<(VnetHeader, Vec<u8>)>)> {
+/// Which packets go together and, if they are several, what they are as one.
+type Coalesced = (Vec<usize>, Option<(VnetHeader, Vec<u8>)>);
+
+fn coalesce_all(packets: &[Vec<u8>]) -> Vec<Coalesced> {
     let mut coalescer = Coalescer::new(true, true);
     for index in 0..packets.len() {
         coalescer.add(index as u16, |index| &packets[usize::from(index)]);
