@@ -5,15 +5,17 @@ use super::{IPV4_HEADER_BYTES, IPV6_HEADER_BYTES};
 
 /// Adds `bytes` to a sum. All but the last bytes added must be of even length.
 pub(in crate::io) fn add(sum: u64, bytes: &[u8]) -> u64 {
-    // Eight lanes that do not wait for each other; none overflows before 16 GiB.
-    let mut lanes = [0u64; 8];
-    let chunks = bytes.chunks_exact(32);
-    let rest = chunks.remainder();
+    // Four lanes that do not wait for each other; what overflows eight bytes is kept beside them.
+    let mut lanes = [0u128; 4];
+    let (chunks, rest) = bytes.as_chunks::<32>();
     for chunk in chunks {
-        for (lane, word) in lanes.iter_mut().zip(chunk.as_chunks::<4>().0) {
-            *lane += u64::from(u32::from_ne_bytes(*word));
+        for (lane, word) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
+            *lane += u128::from(u64::from_ne_bytes(*word));
         }
     }
+    let lanes: u128 = lanes.iter().sum();
+    // 2^64 and 2^32 are both 1 here: halves may be added to each other.
+    let lanes = halves(lanes as u64) + halves((lanes >> 64) as u64);
     let (pairs, odd) = rest.as_chunks::<2>();
     let rest = pairs
         .iter()
@@ -23,12 +25,11 @@ pub(in crate::io) fn add(sum: u64, bytes: &[u8]) -> u64 {
     let odd = odd
         .first()
         .map_or(0, |byte| u64::from(u16::from_ne_bytes([*byte, 0])));
-    let lanes: u64 = lanes.iter().map(|lane| halves(*lane)).sum();
     sum + lanes + rest + odd
 }
 
-fn halves(lane: u64) -> u64 {
-    (lane & 0xffff_ffff) + (lane >> 32)
+fn halves(sum: u64) -> u64 {
+    (sum & 0xffff_ffff) + (sum >> 32)
 }
 
 /// Sixteen bits of a sum: the end-around carries.
