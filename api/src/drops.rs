@@ -97,7 +97,7 @@ drop_reasons! {
         HandshakeDecryptFailed = "handshake_decrypt_failed": "Noise decryption failed: wrong static key, wrong pre-shared key, or damaged",
         HandshakeUnknownPeer = "handshake_unknown_peer": "Authentic, but its static key is none of our peers'",
         HandshakeReplayed = "handshake_replayed": "The timestamp is not newer than the last one from this peer",
-        HandshakeUnexpected = "handshake_unexpected": "An answer to no handshake of ours, or one that lost a simultaneous initiation",
+        HandshakeUnexpected = "handshake_unexpected": "An answer that came late or twice, or a message that lost a simultaneous initiation: harmless",
         HandshakeSettings = "handshake_settings": "Suites, selectors, KEM or other settings of both ends do not agree",
         ControlQueueFull = "control_queue_full": "The control plane was too busy to take the message",
     }
@@ -106,7 +106,10 @@ drop_reasons! {
 impl DropReason {
     /// Whether the packet is one that every healthy tunnel drops now and then by design.
     pub const fn is_expected(self) -> bool {
-        matches!(self, Self::Keepalive | Self::DummyPacket | Self::LinkLocal)
+        matches!(
+            self,
+            Self::Keepalive | Self::DummyPacket | Self::LinkLocal | Self::HandshakeUnexpected
+        )
     }
 }
 

@@ -4,7 +4,10 @@ use crate::{
     Batch, OuterHeaders, PacketBuf, Report, Verdict,
     aead::{ICV_BYTES, Job},
     batch::Outer,
-    esp::decap::{Accepted, Sealed},
+    esp::{
+        Jobs,
+        decap::{Accepted, Sealed},
+    },
     outbound::CHUNK_PACKETS,
     sad::InboundEntry,
     spd::fits_inbound,
@@ -65,7 +68,8 @@ impl Inbound {
         let (arena, packets) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
             // 3, 4, 5: classify, look up, check
-            let (mut waiting, mut jobs) = check(tables, arena, chunk, report);
+            let (mut waiting, mut jobs) = (Chunk::new(), Jobs::new());
+            check(tables, arena, chunk, &mut waiting, &mut jobs, report);
             // 6: authenticate and decrypt, the whole chunk in one call
             let suspect = self.keep_suspect(arena, &waiting, &jobs);
             tables.aead.open(arena, &mut jobs);
@@ -78,7 +82,7 @@ impl Inbound {
                     .resynchronise(tables.aead, arena, job, &self.kept);
             }
             // 6, 7: commit, finish
-            finish(tables, arena, chunk, waiting, &jobs, report);
+            finish(tables, arena, chunk, &mut waiting, &jobs, report);
         }
     }
 
@@ -113,26 +117,22 @@ fn check<'t>(
     tables: &'t Tables,
     arena: &[u8],
     chunk: &mut [PacketBuf],
+    waiting: &mut Chunk<Waiting<'t>>,
+    jobs: &mut Jobs<'t>,
     report: &mut Report,
-) -> (Chunk<Waiting<'t>>, Chunk<Job<'t>>) {
-    let mut waiting = Chunk::new();
-    let mut jobs = Chunk::new();
+) {
     let mut last: Option<&'t InboundEntry> = None;
     for (at, packet) in chunk.iter_mut().enumerate() {
         if packet.verdict != Verdict::Pending {
             continue;
         }
         let checked = classify(tables.settings.outer_headers, arena, packet)
-            .and_then(|spi| check_one(tables, arena, packet, spi, &mut last));
+            .and_then(|spi| check_one(tables, arena, packet, spi, &mut last, jobs));
         match checked {
-            Ok((sealed, job)) => {
-                waiting.push(Waiting { at, sealed });
-                jobs.push(job);
-            }
+            Ok(sealed) => waiting.push(Waiting { at, sealed }),
             Err(verdict) => decide(packet, verdict, report),
         }
     }
-    (waiting, jobs)
 }
 
 /// Step 3: finds the ESP packet, whose SPI is the answer. The packet's data becomes the ESP packet,
@@ -226,7 +226,8 @@ fn check_one<'t>(
     packet: &PacketBuf,
     spi: u32,
     last: &mut Option<&'t InboundEntry>,
-) -> Result<(Sealed<'t>, Job<'t>), Verdict> {
+    jobs: &mut Jobs<'t>,
+) -> Result<Sealed<'t>, Verdict> {
     let drop = Verdict::Drop;
     // 4: runs of one SA are looked up once
     let entry = match *last {
@@ -245,7 +246,7 @@ fn check_one<'t>(
     let esp = arena.get(at.clone()).and_then(Esp::parse);
     let esp = esp.ok_or(drop(DropReason::EspTruncated))?;
     // 5: infer the number, look at the window
-    Sealed::check(entry, &esp, &at).map_err(|reason| {
+    Sealed::check(entry, &esp, &at, jobs).map_err(|reason| {
         sa.replays.fetch_add(1, Relaxed);
         drop(reason)
     })
@@ -256,12 +257,12 @@ fn finish<'t>(
     tables: &'t Tables,
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
-    waiting: Chunk<Waiting<'t>>,
+    waiting: &mut Chunk<Waiting<'t>>,
     jobs: &[Job<'t>],
     report: &mut Report,
 ) {
     let mut carried = Carried::default();
-    for (Waiting { at, sealed }, job) in waiting.into_iter().zip(jobs) {
+    for (Waiting { at, sealed }, job) in waiting.drain(..).zip(jobs) {
         let packet = &mut chunk[at];
         let accepted = match sealed
             .authenticate(job)

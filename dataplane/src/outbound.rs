@@ -2,12 +2,11 @@
 
 use crate::{
     Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::Job,
     batch::Outer,
-    esp::encap,
+    esp::{Jobs, encap},
     spd::Decision,
     tables::{Sender, Tables, Tunnel},
-    wire::{Flow, protocol},
+    wire::{Flow, FlowKey, Head, protocol},
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, TunnelId};
@@ -63,7 +62,8 @@ impl Outbound {
         let (arena, packets) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
             // 3, 4: classify, look up
-            let leaving = classify(tables, arena, chunk, report);
+            let mut leaving = Chunk::new();
+            classify(tables, arena, chunk, &mut leaving, report);
             // 5: sequence; 6: crypt; 7: finish
             seal(tables, arena, chunk, &leaving, report);
         }
@@ -92,7 +92,7 @@ impl Outbound {
         let Some(packet) = packets.last_mut() else {
             return false;
         };
-        packet.outer = sender.header.outer(0, false);
+        sender.header.fill(&mut packet.outer, 0, false);
         let leaving = Leaving {
             at: 0,
             tunnel,
@@ -111,39 +111,34 @@ fn classify<'t>(
     tables: &'t Tables,
     arena: &[u8],
     chunk: &mut [PacketBuf],
+    leaving: &mut Chunk<Leaving<'t>>,
     report: &mut Report,
-) -> Chunk<Leaving<'t>> {
-    let mut leaving = Chunk::new();
-    let mut last: Option<(Flow, Route<'t>)> = None;
+) {
+    let mut last: Option<(FlowKey, Route<'t>)> = None;
     for (at, packet) in chunk.iter_mut().enumerate() {
         if packet.verdict != Verdict::Pending {
             continue;
         }
-        let Some(flow) = arena.get(packet.data_range()).and_then(Flow::parse) else {
+        let data = arena.get(packet.data_range()).unwrap_or_default();
+        let Some((head, route)) = look_up(tables, data, &mut last) else {
             drop_packet(packet, DropReason::InnerMalformed, report);
             continue;
         };
-        // Runs of one flow are looked up once.
-        let route = match last {
-            Some((known, route)) if known.same_flow(&flow) => route,
-            _ => route(tables, &flow),
-        };
-        last = Some((flow, route));
         match route {
             Route::Send(tunnel, sender) => {
-                let fits = sender.header.can_carry(flow.total_bytes)
-                    && encap::has_room(packet, flow.total_bytes, sender.header.bytes());
+                let fits = sender.header.can_carry(head.total_bytes)
+                    && encap::has_room(packet, head.total_bytes, sender.header.bytes());
                 if !fits {
                     drop_packet(packet, DropReason::InnerTooBig, report);
                     continue;
                 }
-                packet.outer = sender.header.outer(flow.tos, flow.df);
+                sender.header.fill(&mut packet.outer, head.tos, head.df);
                 leaving.push(Leaving {
                     at,
                     tunnel,
                     sender,
-                    payload_bytes: flow.total_bytes,
-                    next_header: flow.next_header(),
+                    payload_bytes: head.total_bytes,
+                    next_header: head.next_header,
                 });
             }
             Route::Other(Verdict::Drop(reason)) => drop_packet(packet, reason, report),
@@ -155,7 +150,25 @@ fn classify<'t>(
             }
         }
     }
-    leaving
+}
+
+/// Runs of one flow are looked up once.
+#[inline]
+fn look_up<'t>(
+    tables: &'t Tables,
+    data: &[u8],
+    last: &mut Option<(FlowKey, Route<'t>)>,
+) -> Option<(Head, Route<'t>)> {
+    let head = Head::parse(data);
+    if let (Some(head), Some((key, route))) = (head, *last)
+        && head.key == key
+    {
+        return Some((head, route));
+    }
+    let flow = Flow::parse(data)?;
+    let route = route(tables, &flow);
+    *last = head.map(|head| (head.key, route));
+    Some((head.unwrap_or_else(|| flow.head()), route))
 }
 
 fn route<'t>(tables: &'t Tables, flow: &Flow) -> Route<'t> {
@@ -199,7 +212,7 @@ fn seal(
 ) {
     // 5: numbers and lifetimes, once per run of packets with one SA
     let mut numbered = Chunk::new();
-    let mut jobs = Chunk::new();
+    let mut jobs = Jobs::new();
     for run in leaving.chunk_by(|a, b| ptr::eq(a.sender, b.sender)) {
         number(arena, chunk, run, &mut numbered, &mut jobs, report);
     }
@@ -224,7 +237,7 @@ fn number<'t>(
     chunk: &mut [PacketBuf],
     run: &[Leaving<'t>],
     numbered: &mut Chunk<Numbered<'t>>,
-    jobs: &mut Chunk<Job<'t>>,
+    jobs: &mut Jobs<'t>,
     report: &mut Report,
 ) {
     let Some(Leaving { tunnel, sender, .. }) = run.first() else {
@@ -239,22 +252,21 @@ fn number<'t>(
 
     for (packet, number) in run.iter().zip(numbers) {
         let buf = &mut chunk[packet.at];
-        match encap::encap(
+        let sealable = encap::encap(
             arena,
             buf,
             sa,
             number,
             packet.payload_bytes,
             packet.next_header,
-        ) {
-            Some(job) => {
-                jobs.push(job);
-                numbered.push(Numbered {
-                    at: packet.at,
-                    sender: packet.sender,
-                    number,
-                });
-            }
+            jobs,
+        );
+        match sealable {
+            Some(()) => numbered.push(Numbered {
+                at: packet.at,
+                sender: packet.sender,
+                number,
+            }),
             None => drop_packet(buf, DropReason::InnerTooBig, report), // cannot be: room was checked
         }
     }

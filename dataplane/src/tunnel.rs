@@ -50,7 +50,9 @@ fn outer_bytes(path: &OuterPath) -> usize {
 #[derive(Clone, Debug)]
 pub struct OuterHeader {
     path: OuterPath,
-    df: DfPolicy,
+    /// Of every packet; what differs is zero or false.
+    prepared: Outer,
+    copies_df: bool,
     /// IP and UDP header; what differs from packet to packet is zero.
     template: [u8; OUTER_BYTES_MAX],
     bytes: usize,
@@ -59,9 +61,18 @@ pub struct OuterHeader {
 impl OuterHeader {
     /// For a path.
     pub fn new(path: OuterPath, df: DfPolicy) -> Self {
+        let is_v4 = path.remote().is_ipv4();
         let mut header = Self {
             path,
-            df,
+            // RFC 4301 §8.1
+            prepared: Outer {
+                local: path.local(),
+                remote: path.remote_socket(),
+                udp: path.encap().is_some(),
+                tos: 0,
+                df: is_v4 && df == DfPolicy::Set,
+            },
+            copies_df: is_v4 && df == DfPolicy::Copy,
             template: [0; OUTER_BYTES_MAX],
             bytes: outer_bytes(&path),
         };
@@ -107,21 +118,12 @@ impl OuterHeader {
         self.bytes + encap::sealed_bytes(payload_bytes) <= IP_PACKET_BYTES_MAX
     }
 
-    /// What the driver needs to know of a packet, given its inner header.
-    pub fn outer(&self, tos: u8, inner_df: bool) -> Outer {
-        Outer {
-            local: self.path.local(),
-            remote: self.path.remote_socket(),
-            udp: self.path.encap().is_some(),
-            tos,
-            // RFC 4301 §8.1
-            df: self.path.remote().is_ipv4()
-                && match self.df {
-                    DfPolicy::Clear => false,
-                    DfPolicy::Set => true,
-                    DfPolicy::Copy => inner_df,
-                },
-        }
+    /// Tells the driver what it needs to know of a packet, given its inner header.
+    #[inline]
+    pub fn fill(&self, outer: &mut Outer, tos: u8, inner_df: bool) {
+        *outer = self.prepared;
+        outer.tos = tos;
+        outer.df |= inner_df && self.copies_df;
     }
 
     /// Writes the outer headers before a sealed ESP packet. `false` if its frame has no room.

@@ -3,7 +3,7 @@
 use clap::Parser;
 use esplane_gateway::{
     bench,
-    cli::{self, Cli, Command, Failure},
+    cli::{self, Cli, Command},
     daemon, demo,
 };
 use std::{
@@ -12,22 +12,7 @@ use std::{
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    // Its exit statuses are its own, and it must start while there is a single thread.
-    if let Command::Demo(args) = &cli.command {
-        return demo::run(args);
-    }
-    match run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("{failure}");
-            failure.exit_code()
-        }
-    }
-}
-
-fn run(cli: &Cli) -> Result<(), Failure> {
-    match &cli.command {
+    let done = match &Cli::parse().command {
         Command::Run(args) => daemon::run(args),
         Command::Check(args) => cli::check(args, &mut stdout()),
         Command::Keygen(args) => cli::keygen(args, &mut stdout()),
@@ -35,6 +20,14 @@ fn run(cli: &Cli) -> Result<(), Failure> {
         Command::Genpsk => cli::genpsk(&mut stdout()),
         Command::Show(args) => cli::show(args, &mut stdout()),
         Command::Bench(args) => bench::run(args, &mut stdout()),
-        Command::Demo(_) => unreachable!("main has taken it"),
+        // Its exit statuses are its own.
+        Command::Demo(args) => return demo::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
     }
 }

@@ -56,7 +56,16 @@ fn keys(aead: Aead, count: usize, suite: impl Fn(usize) -> AeadSuite, random: &m
 /// A run of packets in one arena, each behind a random gap, so that every alignment comes up.
 struct Packets {
     arena: Vec<u8>,
-    jobs: Vec<(usize, [u8; NONCE_BYTES], [u8; 16], u8, Range<usize>)>,
+    jobs: Vec<Packet>,
+}
+
+#[derive(Debug)]
+struct Packet {
+    key: usize,
+    nonce: [u8; NONCE_BYTES],
+    aad: [u8; 16],
+    aad_bytes: u8,
+    payload: Range<usize>,
 }
 
 fn packets(sizes: &[usize], keys: usize, random: &mut Random) -> Packets {
@@ -70,7 +79,13 @@ fn packets(sizes: &[usize], keys: usize, random: &mut Random) -> Packets {
         let aad_bytes = if random.below(2) == 0 { 8 } else { 12 };
         random.fill(&mut nonce);
         random.fill(&mut aad[..aad_bytes]);
-        jobs.push((random.below(keys), nonce, aad, aad_bytes as u8, payload));
+        jobs.push(Packet {
+            key: random.below(keys),
+            nonce,
+            aad,
+            aad_bytes: aad_bytes as u8,
+            payload,
+        });
     }
     let mut arena = vec![0; at + random.below(97)];
     random.fill(&mut arena);
@@ -79,17 +94,15 @@ fn packets(sizes: &[usize], keys: usize, random: &mut Random) -> Packets {
 
 impl Packets {
     fn jobs<'k>(&self, keys: &'k [AeadKey]) -> Vec<Job<'k>> {
-        self.jobs
-            .iter()
-            .map(|(key, nonce, aad, aad_bytes, payload)| Job {
-                key: &keys[*key],
-                nonce: *nonce,
-                aad: *aad,
-                aad_bytes: *aad_bytes,
-                payload: payload.clone(),
-                ok: false,
-            })
-            .collect()
+        let job = |packet: &Packet| Job {
+            key: &keys[packet.key],
+            nonce: packet.nonce,
+            aad: packet.aad,
+            aad_bytes: packet.aad_bytes,
+            payload: packet.payload.clone(),
+            ok: false,
+        };
+        self.jobs.iter().map(job).collect()
     }
 }
 
@@ -110,12 +123,12 @@ fn check(aead: Aead, keys: &Keys, packets: &Packets, random: &mut Random) {
         "refused its own: {:?}",
         packets.jobs
     );
-    for (_, _, _, _, payload) in &packets.jobs {
+    for Packet { payload, .. } in &packets.jobs {
         assert!(opened[payload.clone()] == packets.arena[payload.clone()]);
     }
 
     let victim = random.below(packets.jobs.len());
-    let payload = packets.jobs[victim].4.clone();
+    let payload = packets.jobs[victim].payload.clone();
     let at = payload.start + random.below(payload.len() + ICV_BYTES);
     let mut broken = ours.clone();
     broken[at] ^= 1 << random.below(8);

@@ -7,7 +7,7 @@
 //!        look only                                      take the number    next header
 //! ```
 
-use super::{associated_data, job};
+use super::{Jobs, associated_data, job};
 use crate::{
     aead::{Aead, ICV_BYTES, Job},
     sad::InboundEntry,
@@ -59,7 +59,8 @@ impl<'t> Sealed<'t> {
         entry: &'t InboundEntry,
         esp: &Esp<'_>,
         at: &Range<usize>,
-    ) -> Result<(Self, Job<'t>), DropReason> {
+        jobs: &mut Jobs<'t>,
+    ) -> Result<Self, DropReason> {
         let sa = &*entry.sa;
         let low = esp.sequence_low();
         let number = match sa.esn {
@@ -70,8 +71,8 @@ impl<'t> Sealed<'t> {
         sa.window.check(number)?;
         let payload = at.start + BEFORE_PAYLOAD_BYTES..at.end - ICV_BYTES;
         let numbered = (sa.id.spi, sa.esn, number);
-        let job = job(&sa.key, sa.salt, esp.iv(), numbered, payload);
-        Ok((Self { entry, number }, job))
+        jobs.push(job(&sa.key, sa.salt, esp.iv(), numbered, payload));
+        Ok(Self { entry, number })
     }
 
     /// Goes on only with the right ICV.

@@ -1,9 +1,9 @@
 //! Outbound: puts ESP header, IV, padding and trailer around an inner packet, in place.
 
-use super::job;
+use super::{Jobs, job};
 use crate::{
     PacketBuf,
-    aead::{ICV_BYTES, Job},
+    aead::ICV_BYTES,
     sad::OutboundSa,
     wire::esp::{BEFORE_PAYLOAD_BYTES, HEADER_BYTES, TRAILER_BYTES},
 };
@@ -40,7 +40,8 @@ pub fn encap<'k>(
     number: u64,
     payload_bytes: usize,
     next_header: u8,
-) -> Option<Job<'k>> {
+    jobs: &mut Jobs<'k>,
+) -> Option<()> {
     let grown = sealed_bytes(payload_bytes) - BEFORE_PAYLOAD_BYTES;
     let back = grown as i32 - packet.data_bytes() as i32;
     if !packet.grow(BEFORE_PAYLOAD_BYTES as i32, back) {
@@ -69,7 +70,8 @@ pub fn encap<'k>(
 
     let payload = at.start + BEFORE_PAYLOAD_BYTES..at.end - ICV_BYTES;
     let numbered = (sa.id.spi, sa.sequence.esn(), number);
-    Some(job(&sa.key, sa.salt, iv, numbered, payload))
+    jobs.push(job(&sa.key, sa.salt, iv, numbered, payload));
+    Some(())
 }
 
 #[cfg(test)]

@@ -3,11 +3,19 @@
 pub mod decap;
 pub mod encap;
 
-use crate::aead::{Job, NONCE_BYTES};
+use crate::{
+    aead::{Job, NONCE_BYTES},
+    outbound::CHUNK_PACKETS,
+};
+use arrayvec::ArrayVec;
 use esplane_api::{Esn, Spi};
 use std::ops::Range;
 
+/// What is left to the AEAD of a chunk of packets.
+pub type Jobs<'k> = ArrayVec<Job<'k>, CHUNK_PACKETS>;
+
 /// The AEAD's view of one ESP packet.
+#[inline]
 fn job<'k>(
     key: &'k crate::AeadKey,
     salt: [u8; 4],

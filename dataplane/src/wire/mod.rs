@@ -20,7 +20,7 @@ pub use ipv4::Ipv4;
 pub use ipv6::Ipv6;
 pub use udp::Udp;
 
-use std::net::IpAddr;
+use std::{array, net::IpAddr};
 
 /// Protocol numbers (IANA) that the dataplane itself knows.
 pub mod protocol {
@@ -92,6 +92,17 @@ impl Flow {
         }
     }
 
+    /// The same, as far as it needs no look-up; its key is no flow's.
+    pub fn head(&self) -> Head {
+        Head {
+            key: FlowKey([0; 5]),
+            tos: self.tos,
+            df: self.df,
+            total_bytes: self.total_bytes,
+            next_header: self.next_header(),
+        }
+    }
+
     /// What ESP calls it: 4 or 41.
     pub fn next_header(&self) -> u8 {
         if self.source.is_ipv4() {
@@ -100,20 +111,93 @@ impl Flow {
             protocol::IPV6
         }
     }
+}
 
-    /// Whether every selector sees both alike.
+/// The plain parts of a packet, read without taking it apart: enough to see that it belongs to the same flow as the
+/// one before, which saves the whole look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Equal for two packets only if every selector sees both alike.
+    pub key: FlowKey,
+    /// Type of Service or Traffic Class.
+    pub tos: u8,
+    /// Don't Fragment; never set in IPv6.
+    pub df: bool,
+    /// Length by its own header.
+    pub total_bytes: usize,
+    /// What ESP calls it: 4 or 41.
+    pub next_header: u8,
+}
+
+/// Addresses, protocol and ports.
+#[derive(Clone, Copy, Debug, Eq)]
+pub struct FlowKey([u64; 5]);
+
+impl PartialEq for FlowKey {
+    /// Five words in registers; derived, it would be a call of `memcmp`.
     #[inline]
-    pub fn same_flow(&self, other: &Self) -> bool {
-        self.destination == other.destination
-            && self.source == other.source
-            && self.protocol == other.protocol
-            && self.ports == other.ports
+    fn eq(&self, other: &Self) -> bool {
+        let words = self.0.iter().zip(&other.0);
+        words.fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
     }
+}
+
+impl Head {
+    /// `None` for packets with options, extension headers or fragmentation, of protocols without ports, and for malformed
+    /// ones: [`Flow::parse`] looks closer.
+    #[inline]
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        if let Some(fixed) = packet.first_chunk::<{ ipv4::HEADER_BYTES + 4 }>()
+            && fixed[0] == 0x45
+        {
+            let total_bytes = usize::from(u16_at(fixed, 2));
+            let whole = u16_at(fixed, 6) & 0x3fff == 0
+                && (fixed.len()..=packet.len()).contains(&total_bytes);
+            return (whole && has_ports(fixed[9])).then(|| Self {
+                key: FlowKey([
+                    u64_at(fixed, 12),
+                    0,
+                    0,
+                    0,
+                    above(fixed[9], u32_at(fixed, 20), 4),
+                ]),
+                tos: fixed[1],
+                df: fixed[6] & 0x40 != 0,
+                total_bytes,
+                next_header: protocol::IPV4,
+            });
+        }
+        let fixed = packet.first_chunk::<{ ipv6::HEADER_BYTES + 4 }>()?;
+        let total_bytes = ipv6::HEADER_BYTES + usize::from(u16_at(fixed, 4));
+        let whole = fixed[0] >> 4 == 6 && (fixed.len()..=packet.len()).contains(&total_bytes);
+        (whole && has_ports(fixed[6])).then(|| Self {
+            key: FlowKey([
+                u64_at(fixed, 8),
+                u64_at(fixed, 16),
+                u64_at(fixed, 24),
+                u64_at(fixed, 32),
+                above(fixed[6], u32_at(fixed, 40), 6),
+            ]),
+            tos: fixed[0] << 4 | fixed[1] >> 4,
+            df: false,
+            total_bytes,
+            next_header: protocol::IPV6,
+        })
+    }
+}
+
+/// Protocol, ports and IP version in one word.
+fn above(protocol: u8, ports: u32, version: u8) -> u64 {
+    u64::from(ports) << 16 | u64::from(protocol) << 8 | u64::from(version)
+}
+
+fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, 6 | 17 | 33 | 132 | 136)
 }
 
 /// The ports of TCP, UDP, DCCP, SCTP and UDP-Lite: the first four bytes.
 fn ports(protocol: u8, payload: &[u8]) -> Option<(u16, u16)> {
-    if !matches!(protocol, 6 | 17 | 33 | 132 | 136) {
+    if !has_ports(protocol) {
         return None;
     }
     let [a, b, c, d] = *payload.first_chunk()?;
@@ -123,6 +207,14 @@ fn ports(protocol: u8, payload: &[u8]) -> Option<(u16, u16)> {
 /// The big-endian 16-bit field at a fixed place of a fixed-size header.
 fn u16_at<const N: usize>(header: &[u8; N], at: usize) -> u16 {
     u16::from_be_bytes([header[at], header[at + 1]])
+}
+
+fn u32_at<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+    u32::from_be_bytes(array::from_fn(|i| header[at + i]))
+}
+
+fn u64_at<const N: usize>(header: &[u8; N], at: usize) -> u64 {
+    u64::from_be_bytes(array::from_fn(|i| header[at + i]))
 }
 
 #[cfg(test)]

@@ -175,6 +175,39 @@ proptest! {
         let _ = (Udp::parse(&bytes).map(|udp| udp.payload().len()), Esp::parse(&bytes).map(|esp| esp.iv()));
     }
 
+    /// What the quick look says is what the thorough one says, and equal keys mean equal selectors.
+    #[test]
+    fn a_head_agrees_with_its_flow(
+        ports in proptest::collection::vec(0u8..3, 4..12),
+        protocols in [0usize..6, 0usize..6],
+        hosts in [0u8..2, 0u8..2],
+        flags in 0usize..4,
+        cut in 0usize..3,
+        v6_packets in any::<bool>(),
+    ) {
+        let packets: Vec<Vec<u8>> = [0, 1].map(|which| {
+            let protocol = [1, 6, 17, 50, 58, 132][protocols[which]];
+            let mut packet = match v6_packets {
+                true => v6(protocol, &ports),
+                false => v4(protocol, [0, 0x4000, 0x2000, 0x0001][flags], &ports),
+            };
+            let source = if v6_packets { 23 } else { 15 };
+            packet[source] = hosts[which];
+            packet.truncate(packet.len() - cut);
+            packet
+        }).into();
+        let looked: Vec<_> = packets.iter().map(|packet| (Head::parse(packet), Flow::parse(packet))).collect();
+        for (head, flow) in &looked {
+            let Some(head) = head else { continue };
+            let Some(flow) = flow else { return Err(TestCaseError::fail("a head without a flow")) };
+            prop_assert_eq!(Head { key: head.key, ..flow.head() }, *head);
+        }
+        if let [(Some(a), Some(first)), (Some(b), Some(second))] = &looked[..] {
+            let selectors = |flow: &Flow| (flow.source, flow.destination, flow.protocol, flow.ports);
+            prop_assert_eq!(a.key == b.key, selectors(first) == selectors(second));
+        }
+    }
+
     #[test]
     fn an_incremental_checksum_is_the_whole_one(
         words in proptest::collection::vec(any::<u16>(), 2..20),

@@ -41,7 +41,7 @@ pub struct Case {
     pub suite: Option<AeadSuite>,
     pub sas: usize,
     pub workers: usize,
-    pub measure: Box<dyn Fn(Aead, &Clock) -> Measured>,
+    pub measure: Benchmark,
 }
 
 const SIZES: [Size; 8] = [
@@ -57,6 +57,8 @@ const SIZES: [Size; 8] = [
 const SMALL: Size = Size::Bytes(64);
 const AES128: AeadSuite = AeadSuite::Aes128Gcm16;
 
+/// What a case does.
+type Benchmark = Box<dyn Fn(Aead, &Clock) -> Measured>;
 /// A benchmark of whole packets.
 type OfPackets = fn(&Clock, Scene) -> Measured;
 
@@ -288,12 +290,12 @@ fn two_workers(aead: Aead, clock: &Clock, setting: Setting) -> Measured {
         outbound(clock, scene)
     };
     let [a, b] = thread::scope(|scope| {
-        let other = scope.spawn(&one);
+        let other = scope.spawn(one);
         let mine = one();
         [mine, other.join().unwrap_or(mine)]
     });
     let together = |a: f64, b: f64| 1.0 / (1.0 / a + 1.0 / b);
-    clock.from_ns(together(a.ns, b.ns), together(a.median_ns, b.median_ns))
+    clock.measured(together(a.ns, b.ns), together(a.median_ns, b.median_ns))
 }
 
 fn route_lookup(clock: &Clock, prefixes: u32, random: bool) -> Measured {

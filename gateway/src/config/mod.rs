@@ -260,7 +260,7 @@ impl Config {
     pub fn static_sa_context(&self) -> StaticSaContext {
         StaticSaContext {
             listen_port: self.listen.port(),
-            directory: PathBuf::from("/"),
+            directory: None,
         }
     }
 

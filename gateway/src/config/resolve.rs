@@ -49,7 +49,7 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
     let peers = peers::all(p, &directory, &document.peers);
     let context = StaticSaContext {
         listen_port: listen.map_or(0, |listen| listen.port()),
-        directory,
+        directory: Some(directory),
     };
     let static_sas = static_sas::all(p, &context, &document.static_sas);
 

@@ -18,7 +18,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 use zeroize::Zeroizing;
 
@@ -62,8 +62,8 @@ pub struct StaticKey {
 pub struct StaticSaContext {
     /// The port on which ESP in UDP arrives.
     pub listen_port: u16,
-    /// Where relative key files start from.
-    pub directory: PathBuf,
+    /// Where relative key files start from; a request over HTTP has no such place.
+    pub directory: Option<PathBuf>,
 }
 
 impl StaticSa {
@@ -334,8 +334,8 @@ fn key(
             report(p, at, &format!("{path}.key"), parsed)
         }
         (None, Some(at)) => {
-            let file = context.directory.join(&at.value);
             let path = format!("{path}.key_file");
+            let file = report(p, at, &path, key_file(context, &at.value))?;
             let advice = "write the key and salt into it as hexadecimal digits";
             let content = report(p, at, &path, secrets::text(&file, advice))?;
             report(p, at, &path, key_material(suite?, content.trim()))
@@ -361,6 +361,17 @@ fn key(
         spi: spi?,
         key: key?,
     })
+}
+
+fn key_file(context: &StaticSaContext, file: &Path) -> Result<PathBuf, String> {
+    match &context.directory {
+        Some(directory) => Ok(directory.join(file)),
+        None if file.is_absolute() => Ok(file.to_owned()),
+        None => Err(format!(
+            "`{0}` is a relative path, and a request has no directory; write the whole path, such as /etc/esplane/{0}",
+            file.display()
+        )),
+    }
 }
 
 /// Hexadecimal digits of key ‖ salt, with or without `0x`, as `ip xfrm` and strongSwan write them.

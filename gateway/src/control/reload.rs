@@ -198,7 +198,7 @@ impl Control {
                 &mut self.node,
                 now,
                 &self.ids,
-                &[name.clone()],
+                std::slice::from_ref(&name),
                 Vec::new(),
                 Source::Api,
             )

@@ -53,7 +53,7 @@ impl Backend for Fake {
     fn static_sa_context(&self) -> StaticSaContext {
         StaticSaContext {
             listen_port: 4500,
-            directory: "/".into(),
+            directory: Some("/".into()),
         }
     }
 

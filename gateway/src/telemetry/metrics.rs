@@ -92,7 +92,7 @@ fn drops(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
     });
     page.counter(
         "esplane_drops_total",
-        "Packets that went no further, by reason; keepalive and dummy_packet are no loss",
+        "Packets that went no further, by reason; keepalive, dummy_packet, link_local and handshake_unexpected are no loss",
         &["reason", "stage"],
         rows,
     )
