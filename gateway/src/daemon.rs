@@ -80,6 +80,12 @@ async fn start(
     let settings = Settings {
         outer_headers: OuterHeaders::ByKernel,
     };
+    let offloads = match (inner.first(), outer.first()) {
+        (Some(tun), Some(sockets)) => {
+            format!("TUN {}, UDP {}", tun.offloads(), sockets.offloads())
+        }
+        _ => "none".to_owned(),
+    };
     let mut node = Node::new(engine(&config)?, TableWriter::new(settings, aead));
     let mut statics = Statics::new(config.state_dir.clone());
     let now = clock.now();
@@ -93,7 +99,7 @@ async fn start(
     let (handle, requests) = control::channel(config.static_sa_context());
     let resolver = Resolver::start(&config);
     info!(
-        "node `{}`: listening on {}, interface {} (MTU {mtu}), {count} workers, AEAD {}",
+        "node `{}`: listening on {}, interface {} (MTU {mtu}), {count} workers, AEAD {}, offloads: {offloads}",
         config.name,
         config.listen,
         config.interface.name,

@@ -1,4 +1,4 @@
-//! Control messages: the TOS byte and the local address of one packet.
+//! Control messages: the TOS byte and the local address of one packet, the segment size of several.
 
 use super::name::in_address;
 use esplane_dataplane::batch::Outer;
@@ -7,19 +7,22 @@ use std::{
     net::{IpAddr, Ipv4Addr},
 };
 
-/// Room for the control messages of one packet: TOS and local address, of either family.
-pub(super) const CONTROL_BYTES: usize = 128;
+/// Room for the control messages of one message: TOS and local address, of either family, and the
+/// size of segments.
+pub(super) const CONTROL_BYTES: usize = 192;
 
 /// A control buffer.
 #[derive(Clone, Copy)]
 #[repr(C, align(8))] // as cmsghdr wants it
 pub(super) struct Control(pub(super) [u8; CONTROL_BYTES]);
 
-/// Reads what the kernel says of a packet it has delivered.
+/// Reads what the kernel says of a message it has delivered. Answers the size of the datagrams if it is made
+/// of several.
 ///
 /// # Safety
 /// `header` must be as the kernel has filled it in, with its control buffer alive and unchanged.
-pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) {
+pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) -> Option<usize> {
+    let mut segment = None;
     // SAFETY: the caller's promise; the CMSG macros walk within the length that the kernel has set.
     let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !control.is_null() {
@@ -40,18 +43,29 @@ pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) {
                     let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
                     outer.local = IpAddr::from(info.ipi6_addr.s6_addr).to_canonical();
                 }
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let bytes = data.cast::<libc::c_int>().read_unaligned();
+                    segment = usize::try_from(bytes).ok().filter(|bytes| *bytes > 0);
+                }
                 _ => {}
             }
             control = libc::CMSG_NXTHDR(header, control);
         }
     }
+    segment
 }
 
-/// Writes TOS and, where it is not the socket's own, the local address. Answers the length of it.
+/// Writes TOS, the local address where it is not the socket's own, and the size of segments if there are
+/// several. Answers the length of it all.
 ///
 /// # Safety
 /// `header` must point to [`CONTROL_BYTES`] of control buffer that nobody else uses.
-pub(super) unsafe fn write_control(header: &libc::msghdr, outer: &Outer, bound: IpAddr) -> usize {
+pub(super) unsafe fn write_control(
+    header: &libc::msghdr,
+    outer: &Outer,
+    bound: IpAddr,
+    segment: Option<u16>,
+) -> usize {
     let tos = libc::c_int::from(outer.tos);
     let with_local = !outer.local.is_unspecified()
         && outer.local != bound
@@ -85,6 +99,9 @@ pub(super) unsafe fn write_control(header: &libc::msghdr, outer: &Outer, bound: 
                     ipi6_ifindex: 0,
                 },
             ),
+        }
+        if let Some(bytes) = segment {
+            writer.push(libc::SOL_UDP, libc::UDP_SEGMENT, bytes);
         }
         writer.length
     }

@@ -4,6 +4,10 @@
 //!   recvmmsg ─▶ message 0: iovec ─▶ frame 0 of the arena    control: TOS, local address
 //!               message 1: iovec ─▶ frame 1                 name:    remote address
 //!               …
+//!   sendmmsg ◀─ message 0: iovec ◀─ packet 0                a message by itself
+//!               message 1: iovec ◀─ packet 1   ┐            control: UDP_SEGMENT: neighbours that
+//!                          iovec ◀─ packet 2   │            differ in nothing outside go through the
+//!                          iovec ◀─ packet 3   ┘            network stack as one (GSO)
 //! ```
 
 use super::{
@@ -16,8 +20,12 @@ use esplane_api::{DropCounters, DropReason};
 use esplane_dataplane::batch::{Batch, HEADROOM_BYTES, Outer};
 use std::{io, mem, net::IpAddr, ops::Range, os::fd::BorrowedFd};
 
-/// Messages per system call.
-pub(super) const MESSAGES_MAX: usize = 64;
+/// Messages per system call, and packets in them.
+pub(super) const MESSAGES_MAX: usize = 128;
+/// Packets that may leave as one message: what every kernel with UDP_SEGMENT takes…
+const SEGMENTS_MAX: usize = 64;
+/// … and their bytes: with the outer headers they must fit into one IP packet's length field.
+const SEGMENTS_BYTES_MAX: usize = 65_000;
 
 /// The structures that `recvmmsg` and `sendmmsg` work on, made once.
 ///
@@ -28,6 +36,8 @@ pub(super) struct Messages {
     vectors: Box<[libc::iovec]>,
     names: Box<[libc::sockaddr_storage]>,
     controls: Box<[Control]>,
+    /// How many packets each message to be sent holds.
+    segments: Box<[usize]>,
 }
 
 // SAFETY: the raw pointers are all that keeps it from being Send by itself; each points into the same
@@ -44,6 +54,7 @@ impl Messages {
             vectors: vec![vector; MESSAGES_MAX].into_boxed_slice(),
             names: vec![name; MESSAGES_MAX].into_boxed_slice(),
             controls: vec![Control([0; CONTROL_BYTES]); MESSAGES_MAX].into_boxed_slice(),
+            segments: vec![0; MESSAGES_MAX].into_boxed_slice(),
         }
     }
 
@@ -54,20 +65,30 @@ impl Messages {
         batch: &mut Batch,
     ) -> (usize, io::Result<usize>) {
         let asked = MESSAGES_MAX.min(batch.capacity() - batch.len());
-        for (index, frame) in batch.spare_frames().take(asked).enumerate() {
-            self.vectors[index] = libc::iovec {
-                iov_base: frame.as_mut_ptr().cast(),
-                iov_len: frame.len(),
+        let result = self.receive_into(socket, batch.spare_frames().take(asked));
+        (asked, result)
+    }
+
+    /// Lets the kernel write one message into each of the buffers; answers how many it has filled.
+    pub(super) fn receive_into<'a>(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        buffers: impl Iterator<Item = &'a mut [u8]>,
+    ) -> io::Result<usize> {
+        let mut asked = 0;
+        for buffer in buffers.take(MESSAGES_MAX) {
+            self.vectors[asked] = libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: buffer.len(),
             };
-            self.point(
-                index,
-                mem::size_of::<libc::sockaddr_storage>(),
-                CONTROL_BYTES,
-            );
+            let name_bytes = mem::size_of::<libc::sockaddr_storage>();
+            self.point(asked, asked..asked + 1, name_bytes, CONTROL_BYTES);
+            asked += 1;
         }
         // SAFETY: the first `asked` headers have just been pointed at names, controls and vectors of this
-        // value and, through those, at distinct spare frames of the batch; all outlive the call, nobody else refers
-        // to them during it, and each length given is that of the memory pointed to.
+        // value and, through those, at the buffers, which are distinct, being borrowed mutably for all of 'a;
+        // all outlive the call, nobody else refers to them during it, and each length given is that of the
+        // memory pointed to.
         let result = check(unsafe {
             libc::recvmmsg(
                 raw(socket),
@@ -77,7 +98,17 @@ impl Messages {
                 std::ptr::null_mut(),
             )
         });
-        (asked, result.map(|count| count as usize))
+        result.map(|count| count as usize)
+    }
+
+    /// The length of a message received.
+    pub(super) fn received_bytes(&self, index: usize) -> usize {
+        self.headers[index].msg_len as usize
+    }
+
+    /// Whether the kernel had to cut a message, or what it says of it.
+    pub(super) fn is_truncated(&self, index: usize) -> bool {
+        self.headers[index].msg_hdr.msg_flags & (libc::MSG_TRUNC | libc::MSG_CTRUNC) != 0
     }
 
     /// Takes the first `arrived` messages into the batch.
@@ -104,53 +135,71 @@ impl Messages {
                 let (arena, _) = batch.parts_mut();
                 arena.copy_within(start..start + bytes, to * frame_bytes + HEADROOM_BYTES);
             }
-            let outer = self.outer_of(index, udp);
+            let (outer, _alone) = self.outer_of(index, udp);
             batch.push_received(bytes, outer);
             finish(batch, to);
         }
     }
 
-    fn outer_of(&self, index: usize, udp: bool) -> Outer {
+    /// The outer side of a message received and, if it holds several datagrams, their size.
+    pub(super) fn outer_of(&self, index: usize, udp: bool) -> (Outer, Option<usize>) {
         let remote = address_from(&self.names[index]);
         let mut outer = Outer {
             remote,
             udp,
             ..Outer::NONE
         };
-        // SAFETY: the kernel has filled in this header's control buffer and its length; the buffer is this value's
-        // own and untouched since.
-        unsafe { read_control(&self.headers[index].msg_hdr, &mut outer) };
-        outer
+        // SAFETY: the kernel has filled in this header's control buffer and its length, or the header was never
+        // used and says that it has none; the buffer is this value's own and untouched since.
+        let segment = unsafe { read_control(&self.headers[index].msg_hdr, &mut outer) };
+        (outer, segment)
     }
 
-    /// Describes one message for each packet of `run`. Good for [`Messages::send`] until `batch` changes.
+    /// Describes the packets of `run` (at most [`MESSAGES_MAX`]) as messages, several packets in one where
+    /// `gather` allows. Answers how many messages; good for [`Messages::send`] until `batch` changes.
     pub(super) fn prepare_to_send(
         &mut self,
         batch: &Batch,
         run: &[usize],
         ipv6: bool,
         bound: IpAddr,
-    ) {
-        for (at, index) in run.iter().enumerate() {
-            let outer = &batch.packets()[*index].outer;
-            let data = batch.data(*index);
-            self.vectors[at] = libc::iovec {
-                iov_base: data.as_ptr().cast_mut().cast(),
-                iov_len: data.len(),
-            };
-            let name_bytes = address_into(&mut self.names[at], outer.remote, ipv6);
-            self.point(at, name_bytes, CONTROL_BYTES);
-            let header = &mut self.headers[at].msg_hdr;
+        gather: bool,
+    ) -> usize {
+        let (mut message, mut at) = (0, 0);
+        while let Some(first) = run.get(at) {
+            let count = if gather { alike(batch, &run[at..]) } else { 1 };
+            for (vector, index) in self.vectors[at..].iter_mut().zip(&run[at..at + count]) {
+                let data = batch.data(*index);
+                *vector = libc::iovec {
+                    iov_base: data.as_ptr().cast_mut().cast(),
+                    iov_len: data.len(),
+                };
+            }
+            let packet = &batch.packets()[*first];
+            let name_bytes = address_into(&mut self.names[message], packet.outer.remote, ipv6);
+            self.point(message, at..at + count, name_bytes, CONTROL_BYTES);
+            let segment = (count > 1).then_some(packet.data_bytes() as u16);
+            let header = &mut self.headers[message].msg_hdr;
             // SAFETY: `point` has just given it a whole `Control` of its own.
-            header.msg_controllen = unsafe { write_control(header, outer, bound) } as _;
+            let control = unsafe { write_control(header, &packet.outer, bound, segment) };
+            header.msg_controllen = control as _;
+            self.segments[message] = count;
+            (message, at) = (message + 1, at + count);
         }
+        message
     }
 
-    /// Sends those messages of the run that are within `range`; answers how many went before the first
-    /// that did not.
+    /// How many packets each of the messages prepared holds.
+    pub(super) fn segments(&self) -> &[usize] {
+        &self.segments
+    }
+
+    /// Sends those of the prepared messages that are within `range`; answers how many went before the
+    /// first that did not.
     ///
     /// # Safety
-    /// [`Messages::prepare_to_send`] must have been the last call, for this run, and its batch be unchanged.
+    /// [`Messages::prepare_to_send`] must have been the last call that changes this value, must have answered at least
+    /// `range.end`, and its batch must be unchanged.
     pub(super) unsafe fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -170,15 +219,91 @@ impl Messages {
         .map(|count| count as usize)
     }
 
-    /// Points a header at the name, vector and control of the same index.
-    fn point(&mut self, index: usize, name_bytes: usize, control_bytes: usize) {
+    /// Points a header at the name and control of the same index, and at these vectors.
+    fn point(
+        &mut self,
+        index: usize,
+        vectors: Range<usize>,
+        name_bytes: usize,
+        control_bytes: usize,
+    ) {
         let header = &mut self.headers[index].msg_hdr;
+        let vectors = &mut self.vectors[vectors];
         header.msg_name = std::ptr::from_mut(&mut self.names[index]).cast();
         header.msg_namelen = name_bytes as libc::socklen_t;
-        header.msg_iov = &mut self.vectors[index];
-        header.msg_iovlen = 1;
+        header.msg_iov = vectors.as_mut_ptr();
+        header.msg_iovlen = vectors.len() as _;
         header.msg_control = self.controls[index].0.as_mut_ptr().cast();
         header.msg_controllen = control_bytes as _;
         header.msg_flags = 0;
+    }
+}
+
+/// How many packets from the first of `run` on may leave as one message: all with the same outer side and of
+/// the same length, but for the last, which may be shorter.
+fn alike(batch: &Batch, run: &[usize]) -> usize {
+    let packets = batch.packets();
+    let Some((first, rest)) = run.split_first() else {
+        return 0;
+    };
+    let (first, mut count) = (&packets[*first], 1);
+    let segment = first.data_bytes();
+    let fits = |count: usize| count <= SEGMENTS_MAX && count * segment <= SEGMENTS_BYTES_MAX;
+    for index in rest {
+        let (packet, bytes) = (&packets[*index], packets[*index].data_bytes());
+        if packet.outer != first.outer || bytes == 0 || bytes > segment || !fits(count + 1) {
+            break;
+        }
+        count += 1;
+        if bytes < segment {
+            break;
+        }
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Payload lengths and remote ports, and into which messages they go.
+    fn messages(packets: &[(usize, u16)]) -> Vec<usize> {
+        let mut batch = Batch::new(MESSAGES_MAX, 16_384);
+        for (bytes, port) in packets {
+            let outer = Outer {
+                remote: ([192, 0, 2, 1], *port).into(),
+                udp: true,
+                ..Outer::NONE
+            };
+            assert!(batch.push(&vec![0; *bytes], outer));
+        }
+        let run: Vec<usize> = (0..packets.len()).collect();
+        let mut messages = Messages::new();
+        let bound = IpAddr::from([0, 0, 0, 0]);
+        let count = messages.prepare_to_send(&batch, &run, false, bound, true);
+        let alone = Messages::new().prepare_to_send(&batch, &run, false, bound, false);
+        assert_eq!(alone, packets.len());
+        messages.segments()[..count].to_vec()
+    }
+
+    #[test]
+    fn neighbours_alike_leave_together_and_a_shorter_one_ends_the_message() {
+        assert_eq!(messages(&[(100, 1), (100, 1), (60, 1), (60, 1)]), [3, 1]);
+        assert_eq!(messages(&[(60, 1), (100, 1), (100, 1)]), [1, 2]);
+        assert_eq!(
+            messages(&[(100, 1), (100, 2), (100, 2), (100, 1)]),
+            [1, 2, 1]
+        );
+        assert_eq!(
+            messages(&[(100, 1), (0, 1), (0, 1), (100, 1)]),
+            [1, 1, 1, 1]
+        );
+    }
+
+    #[test]
+    fn a_message_has_no_more_segments_and_bytes_than_the_kernel_takes() {
+        assert_eq!(messages(&[(100, 1); 100]), [64, 36]);
+        assert_eq!(messages(&[(1450, 1); 100]), [44, 44, 12]);
+        assert_eq!(messages(&[(16_000, 1); 9]), [4, 4, 1]);
     }
 }

@@ -8,21 +8,24 @@
 //!   └───────────────────────┘    └────────┘    │  └─ raw_esp.rs  RawEsp  protocol 50 │
 //!                                              └─────────────────────────────────────┘
 //!   socket.rs  what both have in common; over mmsg.rs (recvmmsg and sendmmsg, straight into and
-//!              from the arena), control.rs (TOS, local address), name.rs (addresses), options.rs
+//!              from the arena; several packets as one message), gro.rs (such messages taken apart),
+//!              control.rs (TOS, local address, sizes), name.rs (addresses), options.rs
+//!   vnet.rs    super-packets of the TUN, which offload/ splits and coalesces
 //!   poll.rs    sleeping until something arrives, and being woken
 //! ```
 //!
 //! All drivers of sockets speak `OuterHeaders::ByKernel`: a packet's data starts at the UDP payload
 //! or at the ESP header, and [`Outer`](esplane_dataplane::batch::Outer) says the rest.
 //!
+//! # Many packets at once
+//!
+//! Both sides speak to the kernel in super-packets where it can: a TUN with `IFF_VNET_HDR`, UDP with
+//! `UDP_SEGMENT` and `UDP_GRO`. [`Driver`] and worker know nothing of it: what arrives as one is split
+//! into frames, what does not fit into the batch waits in the driver, and runs of neighbours that agree leave
+//! as one, gathered from their frames. Each missing offload costs one log line and speed, nothing else.
+//!
 //! # What else fits behind [`Driver`]
 //!
-//! * **GSO and GRO** (a TUN with `IFF_VNET_HDR`, UDP with `UDP_SEGMENT` and `UDP_GRO`). On receipt one
-//!   read yields many packets: the driver splits a super-packet with [`Batch::push_placed`], frames laid
-//!   one behind the other with just the room that ESP needs, so that the sealed packets form one
-//!   contiguous buffer. On transmission it looks for runs of neighbours that agree in
-//!   `outer` and length and hands each to the kernel as one message. Neither the trait nor the worker
-//!   changes.
 //! * **AF_XDP**. There the kernel writes into memory the driver has registered. [`Driver::receive`]
 //!   then copies each descriptor's frame into the batch (the first step), or the batch is made over the registered memory:
 //!   a driver that owns the arena hands out its batch by a further provided method, and the
@@ -30,8 +33,10 @@
 #![allow(unsafe_code)] // system calls; every block argues its soundness
 
 mod control;
+mod gro;
 mod mmsg;
 mod name;
+mod offload;
 mod options;
 pub mod outer;
 pub mod poll;
@@ -39,12 +44,13 @@ pub mod raw_esp;
 mod socket;
 pub mod tun;
 pub mod udp;
+mod vnet;
 
 pub use outer::{OuterSockets, OuterTransmitter};
 pub use poll::{Waker, wait};
 pub use raw_esp::{RawEsp, RawReceive};
-pub use tun::{TUN_QUEUE_PACKETS, TunError, TunOptions, TunQueue};
-pub use udp::{SocketError, UdpOuter};
+pub use tun::{TUN_QUEUE_PACKETS, TunError, TunOffloads, TunOptions, TunQueue};
+pub use udp::{SocketError, UdpOffloads, UdpOuter};
 
 use esplane_api::DropCounters;
 use esplane_dataplane::batch::{Batch, HEADROOM_BYTES, TAILROOM_BYTES};

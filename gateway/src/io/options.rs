@@ -53,6 +53,20 @@ pub(super) fn report_local_address(socket: BorrowedFd<'_>, ipv6: bool) -> io::Re
     unsafe { set(socket, level, name, &on) }
 }
 
+/// Whether one message may hold many datagrams (`UDP_SEGMENT`, Linux 4.18).
+pub(super) fn can_segment(socket: BorrowedFd<'_>) -> bool {
+    let by_message: libc::c_int = 0; // the size comes with each message
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::SOL_UDP, libc::UDP_SEGMENT, &by_message) }.is_ok()
+}
+
+/// Lets the kernel deliver many datagrams as one message (`UDP_GRO`, Linux 5.0), or not.
+pub(super) fn set_gro(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let on = libc::c_int::from(on);
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::SOL_UDP, libc::UDP_GRO, &on) }
+}
+
 /// Lets nothing in: for a raw socket that only sends, since every raw socket gets a copy of every packet.
 pub(super) fn refuse_everything(socket: BorrowedFd<'_>) -> io::Result<()> {
     let accept_no_byte = libc::sock_filter {

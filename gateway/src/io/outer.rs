@@ -2,7 +2,7 @@
 
 use super::{
     Descriptors, Driver, RawEsp, RawReceive, Traffic,
-    udp::{SocketError, UdpOuter},
+    udp::{SocketError, UdpOffloads, UdpOuter},
 };
 use esplane_api::{DropCounters, DropReason};
 use esplane_dataplane::batch::{Batch, Outer, Verdict};
@@ -78,6 +78,21 @@ impl OuterSockets {
     /// The port of its first UDP socket; 0 if it has none.
     pub fn port(&self) -> u16 {
         self.udp.first().map_or(0, UdpOuter::port)
+    }
+
+    /// Which offloads its UDP sockets have.
+    pub fn offloads(&self) -> UdpOffloads {
+        self.udp
+            .first()
+            .map_or(UdpOffloads::default(), UdpOuter::offloads)
+    }
+
+    /// The same with every packet by itself: to compare with. Before anything is received.
+    pub fn without_offloads(mut self) -> Self {
+        for socket in &mut self.udp {
+            socket.set_offloads(false);
+        }
+        self
     }
 
     /// The same sockets for the control side to send with.

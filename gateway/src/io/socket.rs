@@ -1,7 +1,8 @@
 //! A datagram socket that moves batches: what UDP and raw sockets have in common.
 
 use super::{
-    Traffic,
+    Traffic, UdpOffloads,
+    gro::GroReceiver,
     mmsg::{MESSAGES_MAX, Messages},
     options,
 };
@@ -14,6 +15,7 @@ use std::{
     net::IpAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
+use tracing::info;
 
 /// How often the transmission of one run waits for room in the send buffer before it gives up on the rest…
 const FULL_RETRIES: u32 = 4;
@@ -44,6 +46,10 @@ pub(super) struct MessageSocket {
     bound: IpAddr,
     /// How its Don't Fragment bit is set; `None`: IPv6 has none, or someone else looks after it.
     df: Option<bool>,
+    /// Whether neighbours may leave as one message (UDP_SEGMENT).
+    gso: bool,
+    /// Takes apart messages of many datagrams, where the kernel makes such.
+    gro: Option<Box<GroReceiver>>,
     messages: Messages,
 }
 
@@ -55,6 +61,8 @@ impl MessageSocket {
             speaks,
             bound,
             df: None,
+            gso: false,
+            gro: None,
             messages: Messages::new(),
         };
         if speaks != Speaks::V6 {
@@ -71,8 +79,19 @@ impl MessageSocket {
             speaks: self.speaks,
             bound: self.bound,
             df: None,
+            gso: self.gso,
+            gro: None,
             messages: Messages::new(),
         })
+    }
+
+    /// Lets packets that differ in nothing outside leave and arrive as one message, where the kernel
+    /// can. For UDP, and before anything is received. Answers what is on.
+    pub(super) fn set_offloads(&mut self, on: bool) -> UdpOffloads {
+        self.gso = on && options::can_segment(self.as_fd());
+        let gro = options::set_gro(self.as_fd(), on).is_ok() && on;
+        self.gro = gro.then(|| Box::new(GroReceiver::new()));
+        UdpOffloads { gso: self.gso, gro }
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -102,8 +121,14 @@ impl MessageSocket {
         finish: impl Fn(&mut Batch, usize),
     ) -> io::Result<()> {
         let mut queued_errors = 0;
+        if let Some(gro) = &mut self.gro {
+            gro.unpack(batch, drops); // what the last batch had no room for
+        }
         while !batch.is_full() {
-            let (asked, result) = self.messages.receive(self.socket.as_fd(), batch);
+            let (asked, result) = match &mut self.gro {
+                Some(gro) => gro.receive(self.socket.as_fd(), batch),
+                None => self.messages.receive(self.socket.as_fd(), batch),
+            };
             let arrived = match result {
                 Ok(arrived) => arrived,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -115,7 +140,10 @@ impl MessageSocket {
                 Err(error) if passes(&error) => return Ok(()),
                 Err(error) => return Err(error),
             };
-            self.messages.take(arrived, batch, drops, udp, &finish);
+            match &mut self.gro {
+                Some(gro) => gro.unpack(batch, drops),
+                None => self.messages.take(arrived, batch, drops, udp, &finish),
+            }
             if arrived < asked {
                 return Ok(());
             }
@@ -160,47 +188,73 @@ impl MessageSocket {
     }
 
     /// Sends one run; what the kernel refuses is stepped over and counted.
-    fn transmit_run(&mut self, batch: &Batch, run: &[usize], drops: &mut DropCounters) -> Traffic {
+    fn transmit_run(
+        &mut self,
+        batch: &Batch,
+        mut run: &[usize],
+        drops: &mut DropCounters,
+    ) -> Traffic {
         let mut sent = Traffic::default();
-        let (mut at, mut full, mut queued_errors) = (0, 0, 0);
+        let (mut full, mut queued_errors, mut gather) = (0, 0, self.gso);
         let ipv6 = self.is_ipv6();
-        self.messages.prepare_to_send(batch, run, ipv6, self.bound);
-        while at < run.len() {
-            // SAFETY: prepared for `run` just now, and `batch` is borrowed until we return.
-            let result = unsafe { self.messages.send(self.socket.as_fd(), at..run.len()) };
-            let error = match result {
-                Ok(count) => {
-                    for index in &run[at..at + count] {
-                        sent.add(batch.packets()[*index].data_bytes());
+        'prepare: while !run.is_empty() {
+            let messages = &mut self.messages;
+            let prepared = messages.prepare_to_send(batch, run, ipv6, self.bound, gather);
+            let mut at = 0;
+            while at < prepared {
+                // SAFETY: prepared just now, so many, and `batch` is borrowed until we return.
+                let result = unsafe { self.messages.send(self.socket.as_fd(), at..prepared) };
+                let error = match result {
+                    Ok(count) => {
+                        let packets = self.messages.segments()[at..at + count].iter().sum();
+                        let (gone, rest) = run.split_at(packets);
+                        for index in gone {
+                            sent.add(batch.packets()[*index].data_bytes());
+                        }
+                        (run, at) = (rest, at + count);
+                        continue;
                     }
-                    at += count;
-                    continue;
-                }
-                Err(error) => error,
-            };
-            match error.raw_os_error() {
-                Some(libc::EINTR) => {}
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) if full < FULL_RETRIES => {
-                    full += 1;
-                    let mut until_room = [PollFd::new(&self.socket, PollFlags::OUT)];
-                    let _ = poll(&mut until_room, Some(&FULL_WAIT));
-                }
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
-                    drops.add(DropReason::TransmitQueueFull, (run.len() - at) as u64);
-                    break;
-                }
-                // Perhaps an ICMP error about an earlier packet, taken off the socket now: try again.
-                Some(libc::ECONNREFUSED) if queued_errors < QUEUED_ERRORS_MAX => {
-                    queued_errors += 1;
-                }
-                // No route, too big, forbidden…: this packet's own fault.
-                _ => {
-                    drops.add(DropReason::TransmitFailed, 1);
-                    at += 1;
+                    Err(error) => error,
+                };
+                match error.raw_os_error() {
+                    Some(libc::EINTR) => {}
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) if full < FULL_RETRIES => {
+                        full += 1;
+                        let mut until_room = [PollFd::new(&self.socket, PollFlags::OUT)];
+                        let _ = poll(&mut until_room, Some(&FULL_WAIT));
+                    }
+                    Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM) => {
+                        drops.add(DropReason::TransmitQueueFull, run.len() as u64);
+                        return sent;
+                    }
+                    // Perhaps an ICMP error about an earlier packet, taken off the socket now: try again.
+                    Some(libc::ECONNREFUSED) if queued_errors < QUEUED_ERRORS_MAX => {
+                        queued_errors += 1;
+                    }
+                    // Several packets at once, and one may be to blame, or that they are several (they exceed
+                    // the MTU, and only single ones are fragmented): from here on one by one.
+                    error if self.messages.segments()[at] > 1 => {
+                        gather = false;
+                        self.note_refused_segments(error);
+                        continue 'prepare;
+                    }
+                    // No route, too big, forbidden…: this packet's own fault.
+                    _ => {
+                        drops.add(DropReason::TransmitFailed, 1);
+                        (run, at) = (&run[1..], at + 1);
+                    }
                 }
             }
         }
         sent
+    }
+
+    /// EIO says that the way out cannot finish the checksums of segments: no use in trying again.
+    fn note_refused_segments(&mut self, error: Option<i32>) {
+        if error == Some(libc::EIO) {
+            self.gso = false;
+            info!("the network interface cannot segment UDP; packets leave one by one from now on");
+        }
     }
 }
 

@@ -1,20 +1,29 @@
 //! The private side: one queue of a multi-queue TUN interface.
+//!
+//! ```text
+//!   with offloads (vnet.rs)   super-packets of up to 64 KiB both ways, checksums left to us
+//!   without                   one system call, one packet, straight into and from its frame
+//! ```
 
-use super::{Descriptors, Driver, Traffic, check, raw, room_bytes};
+use super::{
+    Descriptors, Driver, Traffic, check, offload::VNET_BYTES, raw, room_bytes, vnet::SuperPackets,
+};
 use esplane_api::{DropCounters, DropReason};
 use esplane_dataplane::batch::{Batch, Outer, Verdict};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use std::{
-    io,
+    fmt,
+    io::{self, IoSlice},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
     time::Duration,
 };
+use tracing::info;
 
-/// How often and how long to wait for a name that is about to become free.
 /// Packets that the kernel holds for each queue unless told otherwise.
 pub const TUN_QUEUE_PACKETS: u32 = 4096;
+/// How often and how long to wait for a name that is about to become free.
 const BUSY_RETRIES: u32 = 20;
 const BUSY_WAIT: Duration = Duration::from_millis(50);
 
@@ -27,15 +36,18 @@ pub struct TunOptions {
     pub queues: usize,
     /// Packets that the kernel holds for each queue until a worker reads them.
     pub queue_packets: u32,
+    /// Whether to use what the kernel offers for many packets at once.
+    pub offloads: bool,
 }
 
 impl TunOptions {
-    /// With the default queue length.
+    /// With the default queue length and all offloads there are.
     pub fn new(name: impl Into<String>, queues: usize) -> Self {
         Self {
             name: name.into(),
             queues,
             queue_packets: TUN_QUEUE_PACKETS,
+            offloads: true,
         }
     }
 }
@@ -45,6 +57,32 @@ impl TunOptions {
 pub struct TunQueue {
     file: OwnedFd,
     name: String,
+    offloads: TunOffloads,
+    /// There if the queue was opened for super-packets.
+    super_packets: Option<SuperPackets>,
+}
+
+/// What the kernel leaves to us, and takes from us, for many packets at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TunOffloads {
+    /// Checksums of packets from this machine come half done; we finish them.
+    pub checksum: bool,
+    /// TCP segments as one super-packet.
+    pub tso: bool,
+    /// UDP datagrams of one length as one super-packet (Linux 6.2).
+    pub uso: bool,
+}
+
+impl fmt::Display for TunOffloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.checksum, self.tso, self.uso) {
+            (_, true, true) => "TSO+USO",
+            (_, true, false) => "TSO",
+            (_, false, true) => "USO",
+            (true, false, false) => "checksums",
+            (false, false, false) => "none",
+        })
+    }
 }
 
 /// Why a TUN interface could not be opened.
@@ -89,11 +127,21 @@ impl TunQueue {
     pub fn open(options: &TunOptions) -> Result<Vec<Self>, TunError> {
         let mut queues: Vec<Self> = Vec::with_capacity(options.queues);
         if options.queues > 0 {
-            queues.push(open_first(&options.name)?);
+            queues.push(open_first(&options.name, options.offloads)?);
         }
         while queues.len() < options.queues {
-            let queue = open_queue(&queues[0].name)?;
+            let queue = open_queue(&queues[0].name, options.offloads)?;
             queues.push(queue);
+        }
+        if options.offloads
+            && let Some(first) = queues.first()
+        {
+            let offloads = switch_offloads_on(first)
+                .map_err(|source| kernel("set the header of", &first.name, source))?;
+            for queue in &mut queues {
+                queue.offloads = offloads;
+                queue.super_packets = Some(SuperPackets::new(offloads));
+            }
         }
         if let Some(queue) = queues.first() {
             match set_queue_length(&queue.name, options.queue_packets) {
@@ -111,32 +159,12 @@ impl TunQueue {
         &self.name
     }
 
-    /// Writes one packet to the interface.
-    fn write(&self, packet: &[u8], drops: &mut DropCounters) -> bool {
-        let mut waited = false;
-        loop {
-            match rustix::io::write(&self.file, packet) {
-                Ok(_) => return true,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) if !waited => {
-                    waited = true;
-                    let wait = Timespec {
-                        tv_sec: 0,
-                        tv_nsec: 2_000_000,
-                    };
-                    let _ = poll(&mut [PollFd::new(&self.file, PollFlags::OUT)], Some(&wait));
-                }
-                Err(_) => {
-                    drops.add(DropReason::DeliverFailed, 1);
-                    return false;
-                }
-            }
-        }
+    /// Which offloads are on.
+    pub fn offloads(&self) -> TunOffloads {
+        self.offloads
     }
-}
 
-impl Driver for TunQueue {
-    fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
+    fn receive_plain(&self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
         let room = room_bytes(batch);
         let mut too_big = 0;
         while too_big < batch.capacity() {
@@ -158,14 +186,54 @@ impl Driver for TunQueue {
         Ok(())
     }
 
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    fn transmit_plain(&self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
         let mut sent = Traffic::default();
         for (index, packet) in batch.packets().iter().enumerate() {
-            if packet.verdict == Verdict::Forward && self.write(batch.data(index), drops) {
-                sent.add(packet.data_bytes());
+            if packet.verdict != Verdict::Forward {
+                continue;
+            }
+            match write(self.file.as_fd(), &[IoSlice::new(batch.data(index))]) {
+                Ok(()) => sent.add(packet.data_bytes()),
+                Err(_) => drops.add(DropReason::DeliverFailed, 1),
             }
         }
         sent
+    }
+}
+
+/// Writes one packet, or super-packet, to the interface, which takes it whole or not at all.
+pub(super) fn write(file: BorrowedFd<'_>, parts: &[IoSlice<'_>]) -> io::Result<()> {
+    let mut waited = false;
+    loop {
+        match rustix::io::writev(file, parts) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::AGAIN) if !waited => {
+                waited = true;
+                let wait = Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 2_000_000,
+                };
+                let _ = poll(&mut [PollFd::new(&file, PollFlags::OUT)], Some(&wait));
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+impl Driver for TunQueue {
+    fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
+        match &mut self.super_packets {
+            Some(super_packets) => super_packets.receive(self.file.as_fd(), batch, drops),
+            None => self.receive_plain(batch, drops),
+        }
+    }
+
+    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+        match &mut self.super_packets {
+            Some(super_packets) => super_packets.transmit(self.file.as_fd(), batch, drops),
+            None => self.transmit_plain(batch, drops),
+        }
     }
 
     fn poll_descriptors(&self) -> Descriptors<'_> {
@@ -175,10 +243,10 @@ impl Driver for TunQueue {
 
 /// Opens the first queue of an interface that nobody else has: the kernel would let a second daemon
 /// join, and give it half of our packets.
-fn open_first(name: &str) -> Result<TunQueue, TunError> {
+fn open_first(name: &str, vnet: bool) -> Result<TunQueue, TunError> {
     for wait in (0..BUSY_RETRIES).rev() {
         let existed = exists(name).map_err(|error| kernel("look for", name, error))?;
-        let queue = open_queue(name)?;
+        let queue = open_queue(name, vnet)?;
         // One that outlives its owner was made for us beforehand (`ip tuntap add … multi_queue`).
         let made_for_us = || is_persistent(&queue);
         if !existed || made_for_us().map_err(|error| kernel("examine", name, error))? {
@@ -211,10 +279,11 @@ fn is_persistent(queue: &TunQueue) -> io::Result<bool> {
     Ok(libc::c_int::from(flags) & libc::IFF_PERSIST != 0)
 }
 
-fn open_queue(name: &str) -> Result<TunQueue, TunError> {
+fn open_queue(name: &str, vnet: bool) -> Result<TunQueue, TunError> {
     let mut request = request_for(name).ok_or_else(|| TunError::Name(name.to_owned()))?;
+    let with_header = if vnet { libc::IFF_VNET_HDR } else { 0 };
     request.ifr_ifru.ifru_flags =
-        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE) as libc::c_short;
+        (libc::IFF_TUN | libc::IFF_NO_PI | libc::IFF_MULTI_QUEUE | with_header) as libc::c_short;
     let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::open("/dev/net/tun", flags, Mode::empty()).map_err(|error| {
         match io::Error::from(error) {
@@ -248,12 +317,60 @@ fn open_queue(name: &str) -> Result<TunQueue, TunError> {
     Ok(TunQueue {
         file,
         name: String::from_utf8_lossy(&name).into_owned(),
+        offloads: TunOffloads::default(),
+        super_packets: None,
     })
 }
 
 fn attach(file: BorrowedFd<'_>, request: &mut libc::ifreq) -> io::Result<()> {
     // SAFETY: TUNSETIFF reads and writes one ifreq, which `request` is, with name and flags filled in.
     check(unsafe { libc::ioctl(raw(file), libc::TUNSETIFF as _, request) }).map(drop)
+}
+
+/// Switches on what the kernel has, for all queues of the interface; says what it has not.
+fn switch_offloads_on(queue: &TunQueue) -> io::Result<TunOffloads> {
+    // An interface made beforehand may have a longer one.
+    let header_bytes = VNET_BYTES as libc::c_int;
+    // SAFETY: TUNSETVNETHDRSZ reads an int, which lives through the call.
+    check(unsafe {
+        libc::ioctl(
+            raw(queue.file.as_fd()),
+            libc::TUNSETVNETHDRSZ as _,
+            &header_bytes,
+        )
+    })?;
+    let tso = libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+    let uso = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    let all = TunOffloads {
+        checksum: true,
+        tso: true,
+        uso: true,
+    };
+    for (flags, offloads, missing) in [
+        (libc::TUN_F_CSUM | tso | uso, all, ""),
+        (
+            libc::TUN_F_CSUM | tso,
+            TunOffloads { uso: false, ..all },
+            "this kernel's TUN has no USO: UDP packets come and go one by one",
+        ),
+    ] {
+        // SAFETY: TUNSETOFFLOAD takes its flags as the argument itself and touches no memory of ours.
+        let set = unsafe {
+            libc::ioctl(
+                raw(queue.file.as_fd()),
+                libc::TUNSETOFFLOAD as _,
+                libc::c_ulong::from(flags),
+            )
+        };
+        if check(set).is_ok() {
+            if !missing.is_empty() {
+                info!("{missing}");
+            }
+            return Ok(offloads);
+        }
+    }
+    info!("this kernel's TUN has no TSO: packets come and go one by one");
+    Ok(TunOffloads::default())
 }
 
 fn set_queue_length(name: &str, packets: u32) -> io::Result<()> {

@@ -10,10 +10,11 @@ use rustix::net::{
     AddressFamily, SocketFlags, SocketType, bind, getsockname, socket_with, sockopt,
 };
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
+use tracing::info;
 
 /// Socket buffers in each direction: some milliseconds of traffic at full speed.
 pub(super) const BUFFER_BYTES: usize = 8 << 20;
@@ -25,8 +26,8 @@ pub(super) const BUFFER_BYTES: usize = 8 << 20;
 /// a flow to the queue its packets were written to.) One peer over several cores takes either several
 /// ports or a steering program; neither is here yet.
 ///
-/// Listening on `[::]` it takes IPv4 as well; such peers appear with their IPv4 address. GRO is off:
-/// every datagram arrives by itself.
+/// Listening on `[::]` it takes IPv4 as well; such peers appear with their IPv4 address. Several packets
+/// of one peer leave and arrive as one message where the kernel can do so ([`UdpOffloads`]).
 ///
 /// The kernel keeps Don't Fragment per socket. It is set anew whenever the next packet to an IPv4 peer asks for
 /// the other value, one system call for each change: clear lets us and routers fragment, set refuses
@@ -35,6 +36,38 @@ pub(super) const BUFFER_BYTES: usize = 8 << 20;
 pub struct UdpOuter {
     socket: MessageSocket,
     port: u16,
+    offloads: UdpOffloads,
+}
+
+/// What the kernel does for many datagrams at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UdpOffloads {
+    /// Packets to one peer leave as one message (`UDP_SEGMENT`).
+    pub gso: bool,
+    /// Packets of one peer arrive as one message (`UDP_GRO`).
+    pub gro: bool,
+}
+
+impl UdpOffloads {
+    fn tell_what_is_missing(self) {
+        if !self.gso {
+            info!("this kernel has no UDP GSO (UDP_SEGMENT): packets leave one by one");
+        }
+        if !self.gro {
+            info!("this kernel has no UDP GRO: packets arrive one by one");
+        }
+    }
+}
+
+impl fmt::Display for UdpOffloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.gso, self.gro) {
+            (true, true) => "GSO+GRO",
+            (true, false) => "GSO",
+            (false, true) => "GRO",
+            (false, false) => "none",
+        })
+    }
 }
 
 /// Why a socket could not be opened.
@@ -81,10 +114,28 @@ impl UdpOuter {
         let port = local_port(alone.as_fd()).map_err(failed)?;
         drop(alone);
         let listen = SocketAddr::new(listen.ip(), port);
-        (0..workers)
+        let mut group = (0..workers)
             .map(|_| Self::over(open(listen, true)?, listen))
-            .collect::<io::Result<_>>()
-            .map_err(failed)
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(failed)?;
+        for (index, socket) in group.iter_mut().enumerate() {
+            let offloads = socket.set_offloads(true);
+            if index == 0 {
+                offloads.tell_what_is_missing();
+            }
+        }
+        Ok(group)
+    }
+
+    /// Lets the kernel take and deliver several packets as one message, if it can. Answers what is on.
+    pub(super) fn set_offloads(&mut self, on: bool) -> UdpOffloads {
+        self.offloads = self.socket.set_offloads(on);
+        self.offloads
+    }
+
+    /// Which offloads are on.
+    pub fn offloads(&self) -> UdpOffloads {
+        self.offloads
     }
 
     fn over(socket: OwnedFd, listen: SocketAddr) -> io::Result<Self> {
@@ -95,6 +146,7 @@ impl UdpOuter {
         };
         Ok(Self {
             port: listen.port(),
+            offloads: UdpOffloads::default(),
             socket: MessageSocket::new(socket, speaks, listen.ip())?,
         })
     }
@@ -109,6 +161,10 @@ impl UdpOuter {
         Ok(Self {
             socket: self.socket.another_sender()?,
             port: self.port,
+            offloads: UdpOffloads {
+                gro: false,
+                ..self.offloads
+            },
         })
     }
 
@@ -292,6 +348,78 @@ mod tests {
             assert_eq!(got.data(index), number);
         }
         assert_eq!(drops, DropCounters::default());
+    }
+
+    #[test]
+    fn gathered_packets_arrive_as_they_would_alone() {
+        for offloads in [true, false] {
+            let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+            let on = UdpOffloads {
+                gso: offloads,
+                gro: offloads,
+            };
+            assert_eq!(
+                (a.set_offloads(offloads), b.set_offloads(offloads)),
+                (on, on)
+            );
+            let mut other = loopback("127.0.0.1");
+            // Lengths rise and fall; now and then one goes elsewhere, or with another TOS.
+            let packets: Vec<(Vec<u8>, Outer)> = (0..250usize)
+                .map(|number| {
+                    let receiver = if number % 23 == 5 { &other } else { &b };
+                    let outer = Outer {
+                        tos: if number % 31 < 28 { 0 } else { 2 },
+                        ..to(receiver, "127.0.0.1")
+                    };
+                    let bytes = [1000, 1000, 1000, 1000, 1000, 300, 300, 1][number % 8];
+                    (vec![number as u8; bytes], outer)
+                })
+                .collect();
+            let borrowed: Vec<_> = packets
+                .iter()
+                .map(|(data, outer)| (&data[..], *outer))
+                .collect();
+            let mut drops = DropCounters::default();
+            let sent = a.transmit(&forward(&borrowed), &mut drops);
+            let bytes: usize = packets.iter().map(|(data, _)| data.len()).sum();
+            assert_eq!((sent.packets, sent.bytes), (250, bytes as u64));
+            for receiver in [&mut b, &mut other] {
+                let here = to(receiver, "127.0.0.1").remote;
+                let expected: Vec<_> = packets.iter().filter(|(_, at)| at.remote == here).collect();
+                let mut got = Batch::new(256, 2048);
+                receive(receiver, &mut got, &mut drops, expected.len());
+                for (index, (data, outer)) in expected.into_iter().enumerate() {
+                    assert_eq!(
+                        (got.data(index), got.packets()[index].outer.tos),
+                        (&data[..], outer.tos)
+                    );
+                }
+            }
+            assert_eq!(drops, DropCounters::default());
+        }
+    }
+
+    /// Of 200 datagrams that arrive as few messages: a small batch leaves the rest to the next ones.
+    #[test]
+    fn what_a_batch_has_no_room_for_comes_with_the_next_in_order() {
+        let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
+        assert!(b.offloads().gro);
+        let numbers: Vec<[u8; 64]> = (0..200u8).map(|number| [number; 64]).collect();
+        let there = to(&b, "127.0.0.1");
+        let packets: Vec<_> = numbers.iter().map(|number| (&number[..], there)).collect();
+        let mut drops = DropCounters::default();
+        assert_eq!(a.transmit(&forward(&packets), &mut drops).packets, 200);
+        let mut got = Batch::new(7, 512);
+        for expected in numbers.chunks(7) {
+            got.clear();
+            receive(&mut b, &mut got, &mut drops, expected.len());
+            for (index, number) in expected.iter().enumerate() {
+                assert_eq!(got.data(index), number);
+            }
+        }
+        got.clear();
+        b.receive(&mut got, &mut drops).unwrap();
+        assert_eq!((got.len(), drops), (0, DropCounters::default()));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use std::{
 
 type Story = fn();
 
-const STORIES: [(&str, Story); 9] = [
+const STORIES: [(&str, Story); 14] = [
     ("esp_in_udp_over_ipv4_carries_everything", || {
         carries_everything(Encapsulation::Udp, Family::V4)
     }),
@@ -40,6 +40,23 @@ const STORIES: [(&str, Story); 9] = [
     ("plain_esp_over_ipv6_carries_everything", || {
         carries_everything(Encapsulation::Plain, Family::V6)
     }),
+    ("bulk_tcp_arrives_whole_with_offloads", || {
+        bulk_arrives(Encapsulation::Udp, [true, true])
+    }),
+    ("bulk_tcp_arrives_whole_without_offloads", || {
+        bulk_arrives(Encapsulation::Udp, [false, false])
+    }),
+    ("bulk_tcp_arrives_whole_with_offloads_on_one_side", || {
+        bulk_arrives(Encapsulation::Plain, [true, false])
+    }),
+    (
+        "datagrams_of_a_sender_with_gso_arrive_as_sent",
+        datagrams_arrive_as_sent,
+    ),
+    (
+        "packets_longer_than_the_way_out_leave_singly_in_fragments",
+        fragments_arrive,
+    ),
     (
         "the_first_packets_wait_for_the_first_sa",
         the_first_packets_wait,
@@ -113,6 +130,49 @@ fn carries_everything(encapsulation: Encapsulation, family: Family) {
         assert_eq!(there.inner_sent, here.inner_received);
         assert_eq!(here.drops.unexpected(), 0, "{here:?}");
     }
+}
+
+/// TCP in both families, several connections each way at once: every byte arrives, and no packet is lost
+/// between the interfaces.
+fn bulk_arrives(encapsulation: Encapsulation, offloads: [bool; 2]) {
+    let mut sites = Sites::start_with(encapsulation, Family::V4, offloads);
+    sites.install_sas();
+    traffic::bulk(&sites, &[Family::V4, Family::V6], 3, 2_000_000);
+    nothing_is_lost(sites);
+}
+
+/// What one side has received from its network, the other has sent to its own.
+fn nothing_is_lost(sites: Sites) {
+    sites.a.wait_until(|a| {
+        let b = sites.b.snapshot();
+        (a.inner_received, b.inner_received) == (b.inner_sent, a.inner_sent)
+    });
+    let Sites { a, b } = sites;
+    for counters in [a.stop(), b.stop()] {
+        assert_eq!(counters.drops.unexpected(), 0, "{counters:?}");
+    }
+}
+
+/// The kernel hands many datagrams over as one packet; there they are many again, each as it was.
+fn datagrams_arrive_as_sent() {
+    for offloads in [[true, true], [false, true]] {
+        let mut sites = Sites::start_with(Encapsulation::Udp, Family::V6, offloads);
+        sites.install_sas();
+        traffic::send_segmented(&sites);
+        nothing_is_lost(sites);
+    }
+}
+
+/// What leaves together must fit the MTU; what does not is fragmented, which works one by one only.
+fn fragments_arrive() {
+    let mut sites = Sites::start(Encapsulation::Udp, Family::V4);
+    sites.install_sas();
+    for site in [&sites.a, &sites.b] {
+        site.set_link_mtu(1300);
+    }
+    // IPv6 has no Don't Fragment bit that the outer header could copy.
+    traffic::bulk(&sites, &[Family::V6], 1, 200_000);
+    nothing_is_lost(sites);
 }
 
 /// Packets sent before there is an SA wait, and all arrive, in order, once there is one.

@@ -9,7 +9,7 @@ use esplane_api::{
 use esplane_dataplane::{Aead, OuterHeaders, Settings, TableWriter, Tables};
 use esplane_gateway::{
     hold::HoldLimits,
-    io::{OuterSockets, TunOptions, TunQueue, frame_bytes},
+    io::{OuterSockets, TunOffloads, TunOptions, TunQueue, UdpOffloads, frame_bytes},
     netlink::{Netlink, NetlinkError},
     worker::{
         self, BATCH_PACKETS, ToControl, WorkerCounters, WorkerHandle, WorkerSetup, WorkerSnapshot,
@@ -62,14 +62,19 @@ pub struct Site {
 }
 
 impl Sites {
-    /// Both gateways, their tunnel defined, no SA yet.
+    /// Both gateways with all offloads, their tunnel defined, no SA yet.
     pub fn start(encapsulation: Encapsulation, family: Family) -> Self {
+        Self::start_with(encapsulation, family, [true; 2])
+    }
+
+    /// The same, with offloads on either side or not.
+    pub fn start_with(encapsulation: Encapsulation, family: Family, offloads: [bool; 2]) -> Self {
         let namespaces = [namespace(), namespace()];
         connect(&namespaces).expect("a cable between the namespaces");
         let [a, b] = namespaces;
         Self {
-            a: Site::start(0, a, encapsulation, family),
-            b: Site::start(1, b, encapsulation, family),
+            a: Site::start(0, a, encapsulation, family, offloads[0]),
+            b: Site::start(1, b, encapsulation, family, offloads[1]),
         }
     }
 
@@ -90,6 +95,7 @@ impl Site {
         namespace: OwnedFd,
         encapsulation: Encapsulation,
         family: Family,
+        offloads: bool,
     ) -> Self {
         let settings = Settings {
             outer_headers: OuterHeaders::ByKernel,
@@ -108,7 +114,7 @@ impl Site {
             control,
         };
         site.apply(vec![site.tunnel()]);
-        let (tuns, sockets) = within(&site.namespace, || site.open_drivers());
+        let (tuns, sockets) = within(&site.namespace, || site.open_drivers(offloads));
         for (index, (tun, outer)) in tuns.into_iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::new());
             let worker = worker::spawn(WorkerSetup {
@@ -129,15 +135,25 @@ impl Site {
         site
     }
 
-    fn open_drivers(&self) -> (Vec<TunQueue>, Vec<OuterSockets>) {
-        let tuns = TunQueue::open(&TunOptions::new("esp0", WORKERS)).expect("a TUN interface");
+    fn open_drivers(&self, offloads: bool) -> (Vec<TunQueue>, Vec<OuterSockets>) {
+        let options = TunOptions {
+            offloads,
+            ..TunOptions::new("esp0", WORKERS)
+        };
+        let tuns = TunQueue::open(&options).expect("a TUN interface");
         block_on(self.configure_tun()).expect("addresses and routes");
         let listen: Vec<SocketAddr> = match self.encapsulation {
             Encapsulation::Udp => vec![SocketAddr::new("::".parse().unwrap(), UDP_PORT)],
             Encapsulation::Plain => Vec::new(),
         };
         let plain = self.encapsulation == Encapsulation::Plain;
-        let sockets = OuterSockets::open_group(&listen, plain, WORKERS).expect("sockets");
+        let mut sockets = OuterSockets::open_group(&listen, plain, WORKERS).expect("sockets");
+        if !offloads {
+            let without = sockets.into_iter().map(OuterSockets::without_offloads);
+            sockets = without.collect();
+            assert_eq!(tuns[0].offloads(), TunOffloads::default());
+            assert_eq!(sockets[0].offloads(), UdpOffloads::default());
+        }
         (tuns, sockets)
     }
 
@@ -256,6 +272,18 @@ impl Site {
             total.drops += one.drops;
         }
         total
+    }
+
+    /// Sets the MTU of the cable's end.
+    pub fn set_link_mtu(&self, mtu: u32) {
+        let name = ["link", "far"][self.which];
+        within(&self.namespace, || {
+            block_on(async {
+                let netlink = Netlink::open()?;
+                netlink.set_mtu(netlink.link_index(name).await?, mtu).await
+            })
+        })
+        .expect("an MTU that a cable can have");
     }
 
     pub fn wait_until(&self, condition: impl Fn(&WorkerSnapshot) -> bool) {

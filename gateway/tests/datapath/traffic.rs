@@ -1,10 +1,12 @@
 //! Traffic through the tunnel that shows each lost, doubled or damaged packet.
 
 use crate::site::{Family, Site, Sites, within};
+use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
-    io::Read,
-    net::{SocketAddr, UdpSocket},
+    io::{Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    ops::Range,
     thread,
     time::Duration,
 };
@@ -81,6 +83,105 @@ fn datagram(number: usize) -> Vec<u8> {
     let mut datagram = (number as u32).to_be_bytes().to_vec();
     datagram.resize(bytes, number as u8);
     datagram
+}
+
+/// Sends `bytes` over each of `streams` connections of each family in each direction, all at once, and
+/// compares each byte that arrives.
+pub fn bulk(sites: &Sites, families: &[Family], streams: usize, bytes: usize) {
+    thread::scope(|scope| {
+        for family in families {
+            for [from, to] in [[&sites.a, &sites.b], [&sites.b, &sites.a]] {
+                for stream in 0..streams {
+                    scope.spawn(move || one_stream(from, to, *family, stream, bytes));
+                }
+            }
+        }
+    });
+}
+
+fn one_stream(from: &Site, to: &Site, family: Family, stream: usize, bytes: usize) {
+    let address = SocketAddr::new(to.inner(family), 0);
+    let listener = within(to.namespace(), || TcpListener::bind(address)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let content = move |range: Range<usize>| -> Vec<u8> {
+        range
+            .map(|at| ((at ^ (at >> 9)).wrapping_mul(0x9e37_79b1 + stream) >> 7) as u8)
+            .collect()
+    };
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut socket = within(from.namespace(), || TcpStream::connect(address)).unwrap();
+            socket.set_write_timeout(Some(PATIENCE)).unwrap();
+            let mut at = 0;
+            while at < bytes {
+                // Large pieces, and now and then a few bytes that leave by themselves.
+                let piece = [150_000, 1, 77, 40_000, 1340][at % 5].min(bytes - at);
+                socket.write_all(&content(at..at + piece)).unwrap();
+                at += piece;
+            }
+            socket.shutdown(Shutdown::Write).unwrap();
+            assert_eq!(
+                socket.read(&mut [0]).unwrap(),
+                0,
+                "the other end closes last"
+            );
+        });
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (mut at, mut buffer) = (0, vec![0; 1 << 16]);
+        loop {
+            let got = socket.read(&mut buffer).unwrap_or_else(|error| {
+                panic!("{error}\na {:?}\nb {:?}", from.snapshot(), to.snapshot())
+            });
+            assert!(
+                buffer[..got] == content(at..at + got),
+                "damaged from byte {at} on"
+            );
+            at += got;
+            if got == 0 {
+                break;
+            }
+        }
+        assert_eq!(at, bytes);
+    });
+}
+
+/// Sends many datagrams with one system call (`UDP_SEGMENT`) from a to b in both families, of several
+/// lengths, the last one shorter; they must arrive one by one and in order.
+pub fn send_segmented(sites: &Sites) {
+    for family in [Family::V4, Family::V6] {
+        let [near, far] =
+            [&sites.a, &sites.b].map(|site| SocketAddr::new(site.inner(family), 7300));
+        let receiver = bind(&sites.b, &far.to_string());
+        let sender = bind(&sites.a, &near.to_string());
+        for (segment, count, last) in [
+            (1, 40, 1),
+            (64, 64, 64),
+            (333, 60, 7),
+            (1340, 40, 1339),
+            (1000, 2, 1),
+        ] {
+            setsockopt(&sender, UdpGsoSegment, &(segment as i32)).expect("a kernel with UDP GSO");
+            let payload: Vec<u8> = (0..(count - 1) * segment + last)
+                .map(|at| (at * 7 >> 3) as u8)
+                .collect();
+            assert_eq!(sender.send_to(&payload, far).unwrap(), payload.len());
+            let mut buffer = [0; 2048];
+            for datagram in payload.chunks(segment) {
+                let (bytes, from) = receiver.recv_from(&mut buffer).unwrap_or_else(|error| {
+                    panic!(
+                        "{error}\na {:?}\nb {:?}",
+                        sites.a.snapshot(),
+                        sites.b.snapshot()
+                    )
+                });
+                assert!(
+                    from == near && buffer[..bytes] == *datagram,
+                    "{count} of {segment} bytes"
+                );
+            }
+        }
+    }
 }
 
 /// Pings b from a in both families; the kernel answers. Answers how many times in all.
