@@ -2,6 +2,7 @@
 
 use crate::site::{Family, Site, Sites, within};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use rustix::event::{PollFd, PollFlags};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io::{Read, Write},
@@ -99,6 +100,20 @@ pub fn bulk(sites: &Sites, families: &[Family], streams: usize, bytes: usize) {
     });
 }
 
+/// The next connection; a peer that never comes is a failure, not a wait for ever.
+fn accept(listener: &TcpListener) -> TcpStream {
+    let mut waiting = [PollFd::new(listener, PollFlags::IN)];
+    let timeout = PATIENCE.try_into().unwrap();
+    let came = rustix::event::poll(&mut waiting, Some(&timeout)).unwrap();
+    assert_eq!(
+        came,
+        1,
+        "nobody has connected to {:?}",
+        listener.local_addr()
+    );
+    listener.accept().unwrap().0
+}
+
 fn one_stream(from: &Site, to: &Site, family: Family, stream: usize, bytes: usize) {
     let address = SocketAddr::new(to.inner(family), 0);
     let listener = within(to.namespace(), || TcpListener::bind(address)).unwrap();
@@ -110,7 +125,10 @@ fn one_stream(from: &Site, to: &Site, family: Family, stream: usize, bytes: usiz
     };
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut socket = within(from.namespace(), || TcpStream::connect(address)).unwrap();
+            let mut socket = within(from.namespace(), || {
+                TcpStream::connect_timeout(&address, PATIENCE)
+            })
+            .unwrap();
             socket.set_write_timeout(Some(PATIENCE)).unwrap();
             let mut at = 0;
             while at < bytes {
@@ -126,7 +144,7 @@ fn one_stream(from: &Site, to: &Site, family: Family, stream: usize, bytes: usiz
                 "the other end closes last"
             );
         });
-        let (mut socket, _) = listener.accept().unwrap();
+        let mut socket = accept(&listener);
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         let (mut at, mut buffer) = (0, vec![0; 1 << 16]);
         loop {
@@ -163,7 +181,7 @@ pub fn send_segmented(sites: &Sites) {
         ] {
             setsockopt(&sender, UdpGsoSegment, &(segment as i32)).expect("a kernel with UDP GSO");
             let payload: Vec<u8> = (0..(count - 1) * segment + last)
-                .map(|at| (at * 7 >> 3) as u8)
+                .map(|at| ((at * 7) >> 3) as u8)
                 .collect();
             assert_eq!(sender.send_to(&payload, far).unwrap(), payload.len());
             let mut buffer = [0; 2048];
