@@ -69,8 +69,7 @@ async fn start(
     // 2. Queues and sockets; they receive nothing useful until the workers run.
     let count = config.workers.count();
     let inner = TunQueue::open(&TunOptions::new(&config.interface.name, count))?;
-    let plain_esp = config.static_sas.iter().any(|sa| sa.path.encap().is_none());
-    let outer = OuterSockets::open_group(&[config.listen], plain_esp, count)?;
+    let outer = OuterSockets::open_group(&[config.listen], config.uses_plain_esp(), count)?;
     let transmitter = match outer.first() {
         Some(sockets) => sockets.transmitter()?,
         None => return Err("no worker is configured".into()),

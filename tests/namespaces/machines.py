@@ -203,9 +203,13 @@ api:
 {body}
 """)
 
-    def start(self, ready=True):
+    def start(self, ready=True, hosts=None):
+        """`hosts` is a file that stands in for /etc/hosts, for this process alone."""
         with self.machine.inside(), open(self.log_file, "ab") as log:
             command = [self.program, "run", "-c", self.config_file]
+            if hosts:
+                swap = 'mount --bind "$0" /etc/hosts && exec "$@"'
+                command = ["unshare", "--mount", "sh", "-c", swap, hosts, *command]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if ready:
             eventually(self.is_ready, f"{self.machine.name} is ready\n{self.log()}")
@@ -225,6 +229,16 @@ api:
             return answer.status, answer.read().decode()
         except OSError as error:
             return 0, str(error)
+
+    def change(self, method, path, body=""):
+        """One request over the unix socket, where changes are allowed; (status, body)."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(self.socket_file))
+            connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+            answer = http.client.HTTPResponse(connection, method=method)
+            answer.begin()
+            return answer.status, answer.read().decode()
 
     def status(self):
         code, body = self.get("/v1/status")
@@ -307,7 +321,7 @@ class World:
 
     def peer(self, own, other, outer="v4", more="", routes=()):
         peer = self.machines[other]
-        address = peer.v4 if outer == "v4" else f"[{peer.v6}]"
+        address = {"v4": peer.v4, "v6": f"[{peer.v6}]"}.get(outer, outer)
         networks = ", ".join([f"10.{peer.number}.0.0/16", f'"fd00:{peer.number}::/64"', *routes])
         return f"""\
 peers:

@@ -1,5 +1,6 @@
 """What the real daemon does on the real kernel. Each story gets a fresh World."""
 
+import json
 import os
 import re
 import signal
@@ -243,6 +244,53 @@ def outer_ipv6(world):
     assert not world.tap.clear_frames()
 
 
+def a_peer_is_found_by_its_name(world):
+    """The name is not known at first, and the peer does not call by itself."""
+    world.configure()
+    a, b = world.daemons
+    a.write_config(world.peer(0, 1, outer="oslo.example", more="initiate: start"))
+    hosts = a.directory / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    a.start(hosts=hosts)
+    b.start()
+    eventually(lambda: "cannot look up `oslo.example`" in a.log(), "the log says that the name is unknown")
+    with hosts.open("a") as file:
+        file.write(f"{world.machines[1].v4} oslo.example\n")
+    eventually(lambda: a.status()["peers"][0]["up"], "the tunnel is up once the name is known")
+    assert world.machines[0].ping(world.machines[1].inner_v4, timeout=5)
+
+
+def static_sas_come_and_go_by_the_api(world):
+    """Over the unix socket alone, both ends, and a second one under the same name is refused."""
+    berlin, oslo = world.machines
+    a, b = world.daemons
+    keys = ["11" * 20, "22" * 20]
+    for daemon, own, other, spis in ((a, berlin, oslo, (0x1001, 0x1002)), (b, oslo, berlin, (0x1002, 0x1001))):
+        daemon.write_config(private_key=None)
+        daemon.start()
+        inbound, outbound = (keys[spi - 0x1001] for spi in spis)
+        daemon.document = json.dumps({
+            "name": "manual", "local": own.v4, "remote": other.v4, "suite": "aes128gcm16",
+            "udp": {"local_port": 4500, "remote_port": 4500}, "routes": [f"10.{other.number}.0.0/16"],
+            "inbound": {"spi": f"{spis[0]:#x}", "key": inbound}, "outbound": {"spi": f"{spis[1]:#x}", "key": outbound},
+        })
+        code, answer = daemon.change("POST", "/v1/static-sas", daemon.document)
+        assert code in (200, 201, 204), (code, answer)
+    assert berlin.ping(oslo.inner_v4, timeout=5) and berlin.echo(oslo.inner_v4, 1000)
+    assert "10.2.0.0/16 dev esp0" in berlin.routes(), berlin.routes()
+    code, answer = a.change("POST", "/v1/static-sas", a.document)
+    assert code == 409 and "manual" in answer, (code, answer)
+    plain = json.dumps({key: value for key, value in json.loads(a.document).items() if key != "udp"} | {"name": "plain"})
+    code, answer = a.change("POST", "/v1/static-sas", plain)
+    assert code == 409 and "raw sockets" in answer, (code, answer)
+    a.send(signal.SIGHUP)
+    eventually(lambda: "in force now" in a.log(), "the file has been read again")
+    assert berlin.echo(oslo.inner_v4), "a reload leaves alone what came by the API"
+    assert a.change("DELETE", "/v1/static-sas/manual")[0] in (200, 204)
+    assert not a.status()["peers"] and "10.2.0.0/16" not in berlin.routes()
+    assert a.change("DELETE", "/v1/static-sas/manual")[0] == 404
+
+
 def wrong_configurations_are_refused(world):
     """Exit status 2, FILE:LINE:COLUMN, what is wrong; and nothing has been set up."""
     world.configure()
@@ -333,7 +381,9 @@ STORIES = [
     a_killed_daemon_comes_back,
     static_sas_in_udp,
     static_sas_in_plain_esp,
+    static_sas_come_and_go_by_the_api,
     preshared_keys,
+    a_peer_is_found_by_its_name,
     outer_ipv6,
     wrong_configurations_are_refused,
     a_busy_port_is_no_half_start,

@@ -14,7 +14,7 @@
 //!
 //! | live | needs a restart ([`Config::restart_needed`]) |
 //! |---|---|
-//! | `peers`, `static_sas`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `api`, `log.format` |
+//! | `peers`, `static_sas`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `api`, `log.format`, the first static SA in plain ESP |
 //!
 //! Peers whose settings did not change keep their SAs.
 
@@ -280,10 +280,19 @@ impl Config {
             ("workers", self.workers == new.workers),
             ("api", self.api == new.api),
             ("log.format", self.log.format == new.log.format),
+            (
+                "static_sas (the first one in plain ESP)",
+                self.uses_plain_esp() || !new.uses_plain_esp(),
+            ),
         ]
         .into_iter()
         .filter_map(|(name, same)| (!same).then_some(name))
         .collect()
+    }
+
+    /// Whether raw sockets are needed: they are opened at start, or not at all.
+    pub fn uses_plain_esp(&self) -> bool {
+        self.static_sas.iter().any(|sa| sa.path.encap().is_none())
     }
 
     /// The prefixes that shall lead into the interface, each with the name of its tunnel.

@@ -163,6 +163,11 @@ impl Control {
             );
             return Err(conflict("name", message));
         }
+        if sa.path.encap().is_none() && !self.config.uses_plain_esp() {
+            let message = "this daemon has no raw sockets for plain ESP, as its file had no such SA at start; \
+                           add `udp: {}`, or put the SA into the file and restart";
+            return Err(conflict("udp", message.to_owned()));
+        }
         let names: Vec<String> = self.ids.iter().map(|(name, _)| name.to_owned()).collect();
         let ids = self
             .ids

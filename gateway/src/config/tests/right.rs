@@ -183,10 +183,17 @@ fn a_reload_names_what_it_cannot_change() {
     let old = home.config(&format!("{HEAD}{PEER}")).unwrap();
     let live = home
         .config(&format!(
-            "{HEAD}log: {{level: debug}}\ninstall_routes: false\nroute_metric: 7\n{SA_WITH}}}\n"
+            "{HEAD}log: {{level: debug}}\ninstall_routes: false\nroute_metric: 7\n{SA_WITH} udp: {{}}}}\n"
         ))
         .unwrap();
     assert!(old.restart_needed(&live).is_empty());
+    // Raw sockets are opened at start or not at all.
+    let plain = home.config(&format!("{HEAD}{PEER}{SA_WITH}}}\n")).unwrap();
+    assert_eq!(
+        old.restart_needed(&plain),
+        ["static_sas (the first one in plain ESP)"]
+    );
+    assert!(plain.restart_needed(&plain).is_empty());
     home.file("node.key", 0o600, &secret(9));
     let restart = home
         .config("name: other\ninterface: {name: esp1}\nprivate_key_file: node.key\nlisten: 0.0.0.0:500\nworkers: 2\nstate_dir: /tmp\napi: {listen: off}\nlog: {format: json}\n")
