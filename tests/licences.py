@@ -56,8 +56,8 @@ def complaints(package, rules):
     elif not allowed(licence, rules["licenses"]["allow"]):
         yield f"{name}: licence {licence} is not allowed"
     source = package["source"]
-    if source and not source.endswith("/crates.io-index"):
-        yield f"{name}: comes from {source}, not from crates.io"
+    if source and not source.startswith("registry+"):
+        yield f"{name}: comes from {source}, not from the registry"
     for ban in rules["bans"]["deny"]:
         if ban["crate"] == package["name"]:
             yield f"{name}: refused: {ban['reason']}"
