@@ -16,7 +16,7 @@ use crate::{
     network::{Network, inner_mtu},
     node::Node,
     resolver::Resolver,
-    status::{ReloadTotals, TrafficLedger},
+    status::ReloadTotals,
     telemetry::logging,
     worker::{self, BATCH_PACKETS, ToControl, WorkerCounters, WorkerHandle, WorkerSetup},
 };
@@ -119,7 +119,6 @@ async fn start(
         resolver,
         resolved: BTreeMap::new(),
         log,
-        ledger: TrafficLedger::default(),
         reloads: ReloadTotals::default(),
         aead: aead.name(),
         from_workers,

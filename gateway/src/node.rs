@@ -10,6 +10,7 @@
 //! Like the crates it joins it reads no clock and opens no socket, so the daemon
 //! (`control.rs`) and the simulated networks of the tests drive the very same code.
 
+use crate::status::{Traffic, TrafficLedger};
 use esplane_api::{DropCounters, Now, SaCommand, SaEvent, SaId, SaPair, TunnelId, TunnelParams};
 use esplane_control_noise::{ConfigError, Engine, Notice, Output, PeerConfig, PeerStatus};
 use esplane_dataplane::{CommandError, TableWriter, Tables};
@@ -54,6 +55,7 @@ pub struct Node {
     engine: Engine,
     tables: TableWriter,
     static_tunnels: BTreeSet<TunnelId>,
+    ledger: TrafficLedger,
     actions: VecDeque<Action>,
 }
 
@@ -64,6 +66,7 @@ impl Node {
             engine,
             tables,
             static_tunnels: BTreeSet::new(),
+            ledger: TrafficLedger::default(),
             actions: VecDeque::new(),
         }
     }
@@ -97,8 +100,7 @@ impl Node {
                 SaCommand::Install(pair.outbound),
             ]
         });
-        self.tables
-            .apply(now, removals.chain(installations).collect())?;
+        self.change_tables(now, removals.chain(installations).collect())?;
         self.static_tunnels
             .retain(|tunnel| !remove.contains(tunnel));
         self.static_tunnels.extend(added);
@@ -135,6 +137,7 @@ impl Node {
         for event in self.tables.tick(now) {
             self.dispatch(now, event);
         }
+        self.observe_traffic();
         self.engine.handle_activity(now, &self.tables.activity());
         self.drain(now);
     }
@@ -162,6 +165,21 @@ impl Node {
     /// The tables, to read statuses from.
     pub fn table_writer(&self) -> &TableWriter {
         &self.tables
+    }
+
+    /// Enters what the SAs have carried since the last time.
+    pub fn observe_traffic(&mut self) {
+        self.ledger.observe(&self.tables.sas());
+    }
+
+    /// What a tunnel has sent and received over all its SAs, past ones included.
+    pub fn traffic(&self, tunnel: TunnelId) -> (Traffic, Traffic) {
+        self.ledger.totals(tunnel)
+    }
+
+    /// Forgets the traffic of tunnels that are gone.
+    pub fn retain_traffic(&mut self, keep: impl Fn(TunnelId) -> bool) {
+        self.ledger.retain(keep);
     }
 
     /// The peers of the key exchange.
@@ -209,10 +227,21 @@ impl Node {
     }
 
     fn apply(&mut self, now: Now, commands: Vec<SaCommand>) {
-        self.actions
-            .push_back(match self.tables.apply(now, commands) {
-                Ok(()) => Action::TablesChanged,
-                Err(error) => Action::Refused(error),
-            });
+        let action = match self.change_tables(now, commands) {
+            Ok(()) => Action::TablesChanged,
+            Err(error) => Action::Refused(error),
+        };
+        self.actions.push_back(action);
+    }
+
+    /// What an SA has carried is entered before it goes.
+    fn change_tables(&mut self, now: Now, commands: Vec<SaCommand>) -> Result<(), CommandError> {
+        let removes = |command: &SaCommand| {
+            matches!(command, SaCommand::Remove(_) | SaCommand::RemoveTunnel(_))
+        };
+        if commands.iter().any(removes) {
+            self.observe_traffic();
+        }
+        self.tables.apply(now, commands)
     }
 }

@@ -96,10 +96,14 @@ def rekeys_under_traffic_lose_nothing(world):
     a, b = world.start()
     berlin, oslo = world.machines
     eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
-    lost = sum(not berlin.echo(oslo.inner_v4, 200, timeout=2) for _ in range_for(seconds=14))
-    rekeys = a.status()["peers"][0]["rekeys"]
+    trips = [berlin.echo(oslo.inner_v4, 200, timeout=2) for _ in range_for(seconds=14)]
+    lost = trips.count(False)
+    peer = a.status()["peers"][0]
+    rekeys = peer["rekeys"]
     assert rekeys >= 3, f"{rekeys} rekeys"
     assert lost == 0, f"{lost} round trips lost over {rekeys} rekeys"
+    for way in ("sent", "received"):
+        assert peer[way]["packets"] > len(trips), f"{len(trips)} round trips over {rekeys} rekeys, counted {peer[way]}"
     assert unexpected(a) == {} and unexpected(b) == {}
 
 

@@ -12,11 +12,11 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `avx512.rs` | AES-GCM on 512-bit vectors: x86-64 with AVX-512, VAES and VPCLMULQDQ |
+//! | `avx512/` | AES-GCM on 512-bit vectors: x86-64 with AVX-512, VAES and VPCLMULQDQ |
 //! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
 //! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
 //!
-//! To add an implementation: a file here with its key type, a variant in `Implementation` and in
+//! To add an implementation: a file or folder here with its key type, a variant in `Implementation` and in
 //! `Expanded`, and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else. The
 //! tests beside this file then hold it to the published vectors and to the portable one.
 

@@ -35,7 +35,7 @@ use crate::{
     network::Network,
     node::{Action, Node},
     resolver::{Resolved, Resolver},
-    status::{ReloadTotals, TrafficLedger},
+    status::ReloadTotals,
     telemetry::logging::LogHandle,
     worker::{ToControl, WorkerCounters, WorkerError, WorkerHandle},
 };
@@ -70,7 +70,6 @@ pub(crate) struct Control {
     pub resolver: Resolver,
     pub resolved: BTreeMap<String, SocketAddr>,
     pub log: LogHandle,
-    pub ledger: TrafficLedger,
     pub reloads: ReloadTotals,
     pub aead: &'static str,
     pub from_workers: mpsc::Receiver<ToControl>,
@@ -138,7 +137,6 @@ impl Control {
                     self.node.handle_timeout(self.clock.now());
                 }
                 _ = second.tick() => {
-                    self.ledger.observe(&self.node.table_writer().sas());
                     self.node.handle_second(self.clock.now());
                 }
             }

@@ -13,7 +13,7 @@ impl Control {
     /// Everything at this moment.
     pub(super) fn overview(&mut self) -> Status {
         let sas = self.node.table_writer().sas();
-        self.ledger.observe(&sas);
+        self.node.observe_traffic();
         let now = self.clock.now();
         let noise = self.node.peers();
         let handshakes =
@@ -62,7 +62,7 @@ impl Control {
     }
 
     fn noise_row(&self, peer: &PeerStatus, sas: &[SaStatus], now: esplane_api::Now) -> PeerRow {
-        let (sent, received) = self.ledger.totals(peer.id);
+        let (sent, received) = self.node.traffic(peer.id);
         PeerRow {
             name: peer.name.clone(),
             tunnel: peer.id.0,
@@ -85,7 +85,7 @@ impl Control {
     }
 
     fn static_row(&self, sa: &StaticSa, tunnel: TunnelId, sas: &[SaStatus]) -> PeerRow {
-        let (sent, received) = self.ledger.totals(tunnel);
+        let (sent, received) = self.node.traffic(tunnel);
         let up = can_send(tunnel, sas);
         PeerRow {
             name: sa.name.clone(),

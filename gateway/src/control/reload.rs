@@ -147,7 +147,9 @@ impl Control {
             return Err(error);
         }
         self.ids = ids;
-        self.ledger.retain(|tunnel| self.ids.name(tunnel).is_some());
+        let ids = &self.ids;
+        self.node
+            .retain_traffic(|tunnel| ids.name(tunnel).is_some());
         Ok(())
     }
 
@@ -215,7 +217,9 @@ impl Control {
             .map(|(other, _)| other.to_owned())
             .collect();
         self.ids = self.ids.assign(rest.iter().map(String::as_str));
-        self.ledger.retain(|tunnel| self.ids.name(tunnel).is_some());
+        let ids = &self.ids;
+        self.node
+            .retain_traffic(|tunnel| ids.name(tunnel).is_some());
         self.network
             .set_routes(self.routes_with(&self.config))
             .await
