@@ -1,0 +1,194 @@
+//! What charon tells over VICI, in Rust's words. Field names follow `swanctl --list-sas --raw`.
+
+use esplane_api::{SelectorPair, Spi, TrafficSelector};
+use std::{net::SocketAddr, time::Duration};
+
+/// A mark with its mask, as `mark_in` and `mark_out` of swanctl.conf: `0x00dead00/0xffffffff`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// What a packet's mark must be, under the mask.
+    pub value: u32,
+    /// Which bits count.
+    pub mask: u32,
+}
+
+/// One IKE_SA with its CHILD_SAs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IkeSa {
+    /// The connection's name in swanctl.conf; `(unnamed)` where charon has none yet.
+    pub name: String,
+    /// charon's number; a rekeyed IKE_SA has another.
+    pub unique_id: u32,
+    /// `ESTABLISHED`, `REKEYING`, …
+    pub state: String,
+    /// Our end, with the IKE port in use: 500, or 4500 behind NAT.
+    pub local: Option<SocketAddr>,
+    /// The peer's end.
+    pub remote: Option<SocketAddr>,
+    /// Our identity.
+    pub local_id: String,
+    /// The peer's identity.
+    pub remote_id: String,
+    /// Whether we are behind a NAT.
+    pub nat_local: bool,
+    /// Whether the peer is behind a NAT.
+    pub nat_remote: bool,
+    /// Its CHILD_SAs, those being replaced included.
+    pub children: Vec<ChildSa>,
+}
+
+/// One CHILD_SA: a pair of ESP SAs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildSa {
+    /// The child's name in swanctl.conf.
+    pub name: String,
+    /// charon's number; a rekeyed CHILD_SA has another.
+    pub unique_id: u32,
+    /// The kernel's reqid; a rekeyed CHILD_SA keeps it.
+    pub reqid: u32,
+    /// Where it is in its life.
+    pub state: ChildState,
+    /// `TUNNEL`, `TRANSPORT`, `BEET`.
+    pub mode: String,
+    /// `ESP` or `AH`.
+    pub protocol: String,
+    /// Whether ESP travels in UDP.
+    pub udp_encap: bool,
+    /// What we receive with.
+    pub spi_in: Option<Spi>,
+    /// What the peer receives with.
+    pub spi_out: Option<Spi>,
+    /// `mark_in`.
+    pub mark_in: Option<Mark>,
+    /// `mark_out`.
+    pub mark_out: Option<Mark>,
+    /// `if_id_in`, `if_id_out`.
+    pub if_ids: (Option<u32>, Option<u32>),
+    /// As charon prints it: `AES_GCM_16-256`, `CHACHA20_POLY1305-256`, `AES_CBC-128/HMAC_SHA2_256_128`.
+    pub algorithm: String,
+    /// Whether it was negotiated with extended sequence numbers.
+    pub esn: bool,
+    /// Our networks.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The peer's networks.
+    pub remote_ts: Vec<TrafficSelector>,
+    /// Until charon rekeys it.
+    pub rekey_in: Option<Duration>,
+    /// Until charon ends it.
+    pub expires_in: Option<Duration>,
+}
+
+impl ChildSa {
+    /// Every pair of a local and a remote selector of one family.
+    pub fn selectors(&self) -> Vec<SelectorPair> {
+        let pairs = self.local_ts.iter().flat_map(|local| {
+            self.remote_ts.iter().map(|remote| SelectorPair {
+                local: *local,
+                remote: *remote,
+            })
+        });
+        pairs
+            .filter(|pair| pair.local.first().is_ipv4() == pair.remote.first().is_ipv4())
+            .collect()
+    }
+}
+
+/// A CHILD_SA's state, as `swanctl --list-sas` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChildState {
+    /// Not yet negotiated (`CREATED`, `ROUTED`, `INSTALLING`).
+    Coming,
+    /// In use (`INSTALLED`, `UPDATING`).
+    Installed,
+    /// Being replaced (`REKEYING`, `REKEYED`).
+    Replaced,
+    /// On its way out (`RETRYING`, `DELETING`, `DELETED`, `DESTROYING`), and what a newer charon may say besides.
+    Leaving,
+}
+
+/// One connection as it is loaded from swanctl.conf.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// Its name.
+    pub name: String,
+    /// Its children.
+    pub children: Vec<ConnectionChild>,
+}
+
+/// One child of a loaded connection (`list-conns`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConnectionChild {
+    /// Its name.
+    pub name: String,
+    /// `TUNNEL`, `TRANSPORT`, `BEET`, `PASS`, `DROP`.
+    pub mode: String,
+    /// Our networks; texts, since `dynamic` is one.
+    pub local_ts: Vec<String>,
+    /// The peer's networks.
+    pub remote_ts: Vec<String>,
+    /// `rekey_time`; `None` where charon does not tell.
+    pub rekey_time: Option<Duration>,
+}
+
+/// What charon tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ViciEvent {
+    /// Everything there is now, after connecting or after a gap: replaces all that was known.
+    Snapshot(Vec<IkeSa>),
+    /// A CHILD_SA of this IKE_SA came up or went (`child-updown`). The IKE_SA holds only that child.
+    ChildUpDown {
+        /// Whether it came.
+        up: bool,
+        /// Its IKE_SA.
+        ike: IkeSa,
+    },
+    /// A CHILD_SA was replaced (`child-rekey`). May come before or after the XFRM messages.
+    ChildRekey {
+        /// Its IKE_SA, without children.
+        ike: IkeSa,
+        /// What was replaced.
+        old: ChildSa,
+        /// By what.
+        new: ChildSa,
+    },
+    /// An IKE_SA came up or went (`ike-updown`).
+    IkeUpDown {
+        /// Whether it came.
+        up: bool,
+        /// The IKE_SA.
+        ike: IkeSa,
+    },
+    /// An IKE_SA was replaced (`ike-rekey`); its CHILD_SAs moved to the new one, unchanged.
+    IkeRekey {
+        /// What was replaced.
+        old: IkeSa,
+        /// By what.
+        new: IkeSa,
+    },
+    /// An IKE_SA's addresses changed (`ike-update`, MOBIKE).
+    IkeUpdate(IkeSa),
+    /// The connection to charon is gone. SAs live on: the kernel's database says which.
+    Lost,
+}
+
+/// What charon can be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ViciRequest {
+    /// Replace this CHILD_SA by a fresh one (`rekey`, `child-id`).
+    RekeyChild {
+        /// charon's number of it.
+        unique_id: u32,
+    },
+    /// Negotiate this child (`initiate`), without waiting for the outcome.
+    Initiate {
+        /// The connection's name.
+        ike: String,
+        /// The child's name.
+        child: String,
+    },
+    /// End this CHILD_SA (`terminate`, `child-id`).
+    TerminateChild {
+        /// charon's number of it.
+        unique_id: u32,
+    },
+}
