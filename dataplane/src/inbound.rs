@@ -10,7 +10,7 @@ use crate::{
     },
     outbound::CHUNK_PACKETS,
     sad::InboundEntry,
-    spd::fits_inbound,
+    spd::AnyEnds,
     tables::{Tables, Tunnel},
     tunnel::carry_ecn,
     wire::{Esp, Flow, Ipv4, Ipv6, Udp, esp, protocol},
@@ -338,13 +338,8 @@ fn open(
         return Err(malformed);
     }
     // RFC 4301 §5.2 step 4
-    if !accepted
-        .entry
-        .sa
-        .selectors
-        .iter()
-        .any(|pair| fits_inbound(pair, &flow))
-    {
+    let ends = AnyEnds::of_flow(&flow).ok_or(malformed)?;
+    if !accepted.entry.sa.selectors.let_in(&ends) {
         return Err(DropReason::SelectorMismatch);
     }
     carry_ecn(inner, flow.tos, packet.outer.tos)?;

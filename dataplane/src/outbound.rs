@@ -4,7 +4,7 @@ use crate::{
     Batch, OuterHeaders, PacketBuf, Report, Verdict,
     batch::Outer,
     esp::{Jobs, encap},
-    spd::Decision,
+    spd::{AnyEnds, Decision},
     tables::{Sender, Tables, Tunnel},
     wire::{Flow, FlowKey, Head, protocol},
 };
@@ -159,24 +159,26 @@ fn look_up<'t>(
     data: &[u8],
     last: &mut Option<(FlowKey, Route<'t>)>,
 ) -> Option<(Head, Route<'t>)> {
-    let head = Head::parse(data);
-    if let (Some(head), Some((key, route))) = (head, *last)
-        && head.key == key
-    {
-        return Some((head, route));
+    if let Some(head) = Head::parse(data) {
+        return match *last {
+            Some((key, route)) if head.key == key => Some((head, route)),
+            _ => {
+                let route = route(tables, &AnyEnds::of_key(&head.key));
+                *last = Some((head.key, route));
+                Some((head, route))
+            }
+        };
     }
     let flow = Flow::parse(data)?;
-    let route = route(tables, &flow);
-    *last = head.map(|head| (head.key, route));
-    Some((head.unwrap_or_else(|| flow.head()), route))
+    Some((flow.head(), route(tables, &AnyEnds::of_flow(&flow)?)))
 }
 
-fn route<'t>(tables: &'t Tables, flow: &Flow) -> Route<'t> {
+fn route<'t>(tables: &'t Tables, ends: &AnyEnds) -> Route<'t> {
     let drop = |reason| Route::Other(Verdict::Drop(reason));
-    match tables.spd.decide(flow) {
+    match tables.spd.decide_ends(ends) {
         // RFC 4301 §5.1: no policy is discard. What the kernel says to its link by itself is no
         // mistake of anyone's.
-        None if stays_on_link(flow.destination) => drop(DropReason::LinkLocal),
+        None if stays_on_link(ends.destination()) => drop(DropReason::LinkLocal),
         None => drop(DropReason::NoPolicy),
         Some(Decision::Discard) => drop(DropReason::PolicyDiscard),
         Some(Decision::Bypass) => Route::Other(Verdict::Bypass),

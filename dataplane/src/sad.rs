@@ -4,9 +4,13 @@
 //! is fixed when the SA is installed.
 
 use crate::{
-    AeadKey, replay::ReplayWindow, sequence::SequenceCounter, spd::TunnelSlot, usage::Usage,
+    AeadKey,
+    replay::ReplayWindow,
+    sequence::SequenceCounter,
+    spd::{Selectors, TunnelSlot},
+    usage::Usage,
 };
-use esplane_api::{Esn, SaEvent, SaId, SaStatistics, SelectorPair};
+use esplane_api::{Esn, SaEvent, SaId, SaStatistics};
 use std::{
     collections::HashMap,
     hash::{BuildHasherDefault, Hasher},
@@ -61,7 +65,7 @@ pub struct InboundSa {
     /// Whether its packets come in UDP.
     pub in_udp: bool,
     /// What its packets may carry.
-    pub selectors: Box<[SelectorPair]>,
+    pub selectors: Selectors,
     /// What it has carried.
     pub usage: Usage,
     /// Packets with a wrong ICV.
@@ -190,7 +194,7 @@ mod tests {
             esn: Esn::On,
             window: Arc::new(ReplayWindow::new(WindowSize::DEFAULT, 0)),
             in_udp: false,
-            selectors: Box::default(),
+            selectors: Selectors::default(),
             usage: Usage::new(Lifetime::UNLIMITED, Now::default()),
             authentication_failures: AtomicU64::default(),
             replays: AtomicU64::default(),

@@ -56,22 +56,23 @@ pub enum OuterHeaders {
 pub struct Tables {
     pub(crate) settings: Settings,
     pub(crate) aead: Aead,
-    pub(crate) sad: Sad,
+    pub(crate) sad: Arc<Sad>,
     pub(crate) spd: Arc<Spd>,
+    /// By slot: a tunnel keeps its own as long as it is defined.
+    tunnels: Vec<Option<Arc<Tunnel>>>,
     /// In the order of their numbers.
-    tunnels: Vec<Arc<Tunnel>>,
+    slots: Arc<[(TunnelId, TunnelSlot)]>,
 }
 
 impl Tables {
     #[inline]
     pub(crate) fn tunnel(&self, slot: TunnelSlot) -> Option<&Tunnel> {
-        self.tunnels.get(slot.0 as usize).map(|tunnel| &**tunnel)
+        self.tunnels.get(slot.0 as usize)?.as_deref()
     }
 
     pub(crate) fn tunnel_by_id(&self, id: TunnelId) -> Option<&Tunnel> {
-        let slot = self.tunnels.binary_search_by_key(&id, |tunnel| tunnel.id);
-        slot.ok()
-            .and_then(|slot| self.tunnel(TunnelSlot(slot as u32)))
+        let at = self.slots.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        self.tunnel(self.slots.get(at)?.1)
     }
 }
 

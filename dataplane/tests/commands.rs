@@ -522,3 +522,82 @@ fn status_names_everything_and_nothing_secret() {
         "outbound SPIs are the peer's"
     );
 }
+
+/// Tunnels come, go and change their routes in random order; the tables always decide as tables made at once from what
+/// is defined would. Without SAs a packet is held for its tunnel, which tells where it would have gone.
+#[test]
+fn routes_that_wandered_decide_as_if_they_had_always_been_there() {
+    let mut seed = 9_u64;
+    let mut random = move |bound: u64| {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        (seed.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % bound
+    };
+    let scene = Scene::default();
+    let (mut west, _) = scene.build();
+    west.apply(vec![SaCommand::RemoveTunnel(TUNNEL)]);
+    let mut defined: Vec<TunnelParams> = Vec::new(); // in order of definition
+    for _ in 0..400 {
+        let mut wanted = defined.clone();
+        let mut commands = Vec::new();
+        for _ in 0..=random(3) {
+            let id = TunnelId(random(6) as u32);
+            let known = wanted.iter().position(|tunnel| tunnel.id == id);
+            if random(3) == 0 {
+                if let Some(at) = known {
+                    wanted.remove(at);
+                    commands.push(SaCommand::RemoveTunnel(id));
+                }
+                continue;
+            }
+            let policies = (0..random(4))
+                .map(|_| Policy {
+                    selectors: pair(
+                        ["0.0.0.0/0", "10.9.0.0/16", "10.9.1.0/24"][random(3) as usize],
+                        [
+                            "10.0.0.0/8",
+                            "10.1.0.0/16",
+                            "10.1.2.0/24",
+                            "10.1.2.3/32",
+                            "0.0.0.0/0",
+                        ][random(5) as usize],
+                    ),
+                    action: PolicyAction::Protect(id),
+                    priority: random(3) as u32,
+                })
+                .collect();
+            let params = TunnelParams {
+                id,
+                name: id.to_string(),
+                policies,
+                roaming: false,
+                df: DfPolicy::Clear,
+            };
+            match known {
+                Some(at) => wanted[at] = params.clone(),
+                None => wanted.push(params.clone()),
+            }
+            commands.push(SaCommand::DefineTunnel(params));
+        }
+        let mut fresh = Gateway::new(scene.headers);
+        let all = wanted.iter().cloned().map(SaCommand::DefineTunnel);
+        let accepted = fresh.writer.apply(NOW, all.collect()).is_ok();
+        assert_eq!(west.writer.apply(NOW, commands).is_ok(), accepted);
+        if !accepted {
+            continue; // both tunnels want the same; nothing has changed
+        }
+        defined = wanted;
+        let packets: Vec<_> = ["10.1.2.3", "10.1.2.4", "10.1.3.1", "10.2.0.1", "9.9.9.9"]
+            .into_iter()
+            .flat_map(|to| ["10.9.1.1", "10.9.2.1", "10.8.1.1"].map(|from| (from, to)))
+            .map(|(from, to)| ipv4(ip(from), ip(to), 17, 0, &[0; 8]))
+            .collect();
+        let verdicts = |gateway: &mut Gateway| {
+            let sent = gateway.send(&packets).into_iter();
+            sent.map(|(verdict, ..)| verdict).collect::<Vec<_>>()
+        };
+        assert_eq!(verdicts(&mut west), verdicts(&mut fresh));
+    }
+    assert!(!defined.is_empty());
+}

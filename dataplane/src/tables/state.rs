@@ -13,6 +13,7 @@ use crate::{
     replay::ReplayWindow,
     sad::{InboundSa, OutboundSa},
     sequence::SequenceCounter,
+    spd::{Selectors, SpdWriter, TunnelSlot},
     tunnel::OuterHeader,
     usage::Usage,
 };
@@ -21,7 +22,7 @@ use esplane_api::{
     Spi, TunnelId, TunnelParams,
 };
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
 };
@@ -33,6 +34,9 @@ pub(super) struct State {
     pub inbound: BTreeMap<Spi, Arc<Inbound>>,
     pub keys: KeyMemory,
     definitions: u64,
+    /// Slots in use, or free.
+    pub slots: u32,
+    free_slots: Vec<TunnelSlot>,
 }
 
 /// A tunnel and what sends for it.
@@ -42,6 +46,8 @@ pub(super) struct Defined {
     /// Tunnels defined earlier have lower ones: among equal policies the one that came first
     /// decides.
     pub order: u64,
+    /// Its place in the tables.
+    pub slot: TunnelSlot,
     /// Oldest first.
     pub outbound: Vec<Arc<Outbound>>,
     pub activity: Arc<Activity>,
@@ -113,25 +119,46 @@ impl State {
         }
     }
 
-    /// Two tunnels that want the same packets.
-    pub fn route_claimed_twice(&self) -> Option<CommandProblem> {
+    /// Two tunnels that want the same packets, at least one of them among the `changed`. `spd` holds the policies as
+    /// they were `before`.
+    pub fn route_claimed_twice(
+        &self,
+        before: &Self,
+        spd: &SpdWriter,
+        changed: &BTreeSet<TunnelId>,
+    ) -> Option<CommandProblem> {
+        let known = changed.iter().filter_map(|id| before.tunnels.get(id));
+        let known: BTreeSet<u64> = known.map(|tunnel| tunnel.order).collect();
         let mut claims = HashMap::new();
-        for (id, tunnel) in &self.tunnels {
+        for tunnel in changed.iter().filter_map(|id| self.tunnels.get(id)) {
             for policy in &tunnel.params.policies {
-                let first = *claims
-                    .entry((policy.selectors, policy.priority))
-                    .or_insert(*id);
-                if first != *id {
+                let id = tunnel.params.id;
+                let (selectors, priority) = (policy.selectors, policy.priority);
+                let mut claimed = spd.claimed_by(&selectors, priority).into_iter();
+                let unchanged = claimed.find(|order| !known.contains(order));
+                let other = match unchanged.and_then(|order| self.defined_as(order)) {
+                    Some(other) => other,
+                    None => *claims.entry((selectors, priority)).or_insert(id),
+                };
+                if other != id {
                     return Some(CommandProblem::RouteClaimedTwice {
-                        first,
-                        second: *id,
-                        selectors: Box::new(policy.selectors),
-                        priority: policy.priority,
+                        first: other.min(id),
+                        second: other.max(id),
+                        selectors: Box::new(selectors),
+                        priority,
                     });
                 }
             }
         }
         None
+    }
+
+    /// The tunnel of a definition that still stands.
+    fn defined_as(&self, order: u64) -> Option<TunnelId> {
+        let mut tunnels = self.tunnels.values();
+        tunnels
+            .find(|tunnel| tunnel.order == order)
+            .map(|tunnel| tunnel.params.id)
     }
 
     fn define(&mut self, params: TunnelParams) -> Result<(), CommandProblem> {
@@ -151,9 +178,14 @@ impl State {
             return Ok(());
         }
         self.definitions += 1;
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            self.slots += 1;
+            TunnelSlot(self.slots - 1)
+        });
         let tunnel = Defined {
             params: params.clone(),
             order: self.definitions,
+            slot,
             outbound: Vec::new(),
             activity: Arc::default(),
         };
@@ -166,6 +198,7 @@ impl State {
             .tunnels
             .remove(&id)
             .ok_or(CommandProblem::UnknownTunnel(id))?;
+        self.free_slots.push(tunnel.slot);
         for outbound in &tunnel.outbound {
             self.keys.sent(outbound.key, outbound.sa.sequence.clone());
         }
@@ -457,7 +490,7 @@ impl Inbound {
             esn: params.esn,
             window: window.unwrap_or_else(fresh),
             in_udp: params.path.encap().is_some(),
-            selectors: params.selectors.into(),
+            selectors: Selectors::new(&params.selectors),
             usage: Usage::new(params.lifetime, context.now),
             authentication_failures: Default::default(),
             replays: Default::default(),

@@ -7,18 +7,20 @@ use super::{
 use crate::{
     aead::Aead,
     sad::{InboundEntry, Sad},
-    spd::{Decision, Rule, Spd, TunnelSlot},
+    spd::{Decision, Rule, RulePlace, SpdWriter, TunnelSlot},
 };
 use esplane_api::{
-    Now, PolicyAction, SaCommand, SaEvent, SaStatus, Spi, TunnelActivity, TunnelId, TunnelStatus,
+    Direction, Now, Policy, PolicyAction, SaCommand, SaEvent, SaStatus, Spi, TunnelActivity,
+    TunnelId, TunnelStatus,
 };
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// The one that changes SAD, SPD and tunnels; one per daemon, on its control side.
 pub struct TableWriter {
     settings: Settings,
     aead: Aead,
     state: State,
+    spd: SpdWriter,
     tables: Arc<Tables>,
 }
 
@@ -29,12 +31,14 @@ impl TableWriter {
             settings,
             aead,
             state: State::default(),
+            spd: SpdWriter::default(),
             tables: Arc::new(Tables {
                 settings,
                 aead,
-                sad: Sad::default(),
+                sad: Arc::default(),
                 spd: Arc::default(),
                 tunnels: Vec::new(),
+                slots: Arc::default(),
             }),
         }
     }
@@ -49,24 +53,23 @@ impl TableWriter {
             effects: Vec::new(),
         };
         let mut last_definition = None;
-        let mut tunnels_changed = false;
+        let mut changed = Changed::default();
         for (index, command) in commands.into_iter().enumerate() {
             let name = error::name(&command);
-            match command {
-                SaCommand::DefineTunnel(_) => last_definition = Some((index, name)),
-                SaCommand::RemoveTunnel(_) => tunnels_changed = true,
-                _ => {}
+            changed.note(&command);
+            if matches!(command, SaCommand::DefineTunnel(_)) {
+                last_definition = Some((index, name));
             }
             state
                 .apply(&mut context, command)
                 .map_err(|problem| refuse((index, name), problem))?;
         }
-        if let Some(at) = last_definition {
-            // Only now: within a list a route may wander from one tunnel to another in any order.
-            tunnels_changed = true;
-            if let Some(problem) = state.route_claimed_twice() {
-                return Err(refuse(at, problem));
-            }
+        // Only now: within a list a route may wander from one tunnel to another in any order.
+        if let Some(at) = last_definition
+            && let Some(problem) =
+                state.route_claimed_twice(&self.state, &self.spd, &changed.tunnels)
+        {
+            return Err(refuse(at, problem));
         }
 
         // Nothing can fail from here on.
@@ -77,7 +80,7 @@ impl TableWriter {
                 Effect::Resume(sequence, start) => sequence.resume(start),
             }
         }
-        self.tables = Arc::new(self.snapshot(&state, tunnels_changed));
+        self.tables = Arc::new(self.snapshot(&state, &changed));
         self.state = state;
         Ok(())
     }
@@ -147,62 +150,120 @@ impl TableWriter {
         self.state.inbound.contains_key(&spi)
     }
 
-    fn snapshot(&self, state: &State, tunnels_changed: bool) -> Tables {
-        let ids: Vec<TunnelId> = state.tunnels.keys().copied().collect();
-        let slot = |id: &TunnelId| ids.binary_search(id).ok().map(|at| TunnelSlot(at as u32));
-        let entries = state.inbound.values().filter_map(|inbound| {
-            Some(InboundEntry {
-                sa: inbound.sa.clone(),
-                tunnel: slot(&inbound.sa.id.tunnel)?,
-            })
-        });
+    /// What has not changed is shared with the snapshot before.
+    fn snapshot(&mut self, state: &State, changed: &Changed) -> Tables {
+        if !changed.tunnels.is_empty() {
+            let before = rules(&self.state, state, &changed.tunnels);
+            let after = rules(state, &self.state, &changed.tunnels);
+            self.spd.change(before, after);
+        }
+        let mut tunnels = vec![None; state.slots as usize];
+        for tunnel in state.tunnels.values() {
+            tunnels[tunnel.slot.0 as usize] = Some(self.view(tunnel));
+        }
+        let last = &self.tables;
         Tables {
             settings: self.settings,
             aead: self.aead,
-            sad: Sad::new(entries),
-            spd: if tunnels_changed {
-                Arc::new(Spd::new(rules(state, slot)))
+            sad: if changed.inbound {
+                Arc::new(sad(state))
             } else {
-                self.tables.spd.clone()
+                last.sad.clone()
             },
-            tunnels: (state.tunnels.iter())
-                .map(|(id, tunnel)| self.view(*id, tunnel))
-                .collect(),
+            spd: if changed.tunnels.is_empty() {
+                last.spd.clone()
+            } else {
+                Arc::new(self.spd.spd())
+            },
+            tunnels,
+            slots: if changed.tunnels.is_empty() {
+                last.slots.clone()
+            } else {
+                let all = state.tunnels.iter();
+                all.map(|(id, tunnel)| (*id, tunnel.slot)).collect()
+            },
         }
     }
 
     /// The last snapshot's view of a tunnel if nothing about the tunnel has changed since.
-    fn view(&self, id: TunnelId, tunnel: &Arc<Defined>) -> Arc<Tunnel> {
-        let same = |known: &&Arc<Defined>| Arc::ptr_eq(known, tunnel);
-        let unchanged = self.state.tunnels.get(&id).filter(same);
-        let at = self
-            .tables
-            .tunnels
-            .binary_search_by_key(&id, |known| known.id);
-        match (unchanged, at) {
-            (Some(_), Ok(at)) => self.tables.tunnels[at].clone(),
+    fn view(&self, tunnel: &Arc<Defined>) -> Arc<Tunnel> {
+        let before = self.state.tunnels.get(&tunnel.params.id);
+        let unchanged = before.is_some_and(|known| Arc::ptr_eq(known, tunnel));
+        match self.tables.tunnels.get(tunnel.slot.0 as usize) {
+            Some(Some(view)) if unchanged => view.clone(),
             _ => Arc::new(tunnel.view()),
         }
     }
 }
 
-/// All policies, those of tunnels defined earlier first.
-fn rules(state: &State, slot: impl Fn(&TunnelId) -> Option<TunnelSlot>) -> Vec<Rule> {
-    let mut tunnels: Vec<_> = state.tunnels.values().collect();
-    tunnels.sort_by_key(|tunnel| tunnel.order);
-    let policies = tunnels.iter().flat_map(|tunnel| &tunnel.params.policies);
-    let rule = |policy: &esplane_api::Policy| {
-        Some(Rule {
-            selectors: policy.selectors,
-            priority: policy.priority,
-            decision: match &policy.action {
-                PolicyAction::Protect(tunnel) => Decision::Protect(slot(tunnel)?),
-                PolicyAction::Bypass => Decision::Bypass,
-                PolicyAction::Discard => Decision::Discard,
-            },
+/// What a list of commands touches.
+#[derive(Default)]
+struct Changed {
+    /// Defined or removed.
+    tunnels: BTreeSet<TunnelId>,
+    /// Whether inbound SAs come or go.
+    inbound: bool,
+}
+
+impl Changed {
+    fn note(&mut self, command: &SaCommand) {
+        match command {
+            SaCommand::DefineTunnel(params) => {
+                self.tunnels.insert(params.id);
+            }
+            SaCommand::RemoveTunnel(tunnel) => {
+                self.tunnels.insert(*tunnel);
+                self.inbound = true;
+            }
+            SaCommand::Install(params) => self.inbound |= params.direction == Direction::Inbound,
+            SaCommand::Remove(sa) => self.inbound |= sa.direction == Direction::Inbound,
+            SaCommand::Activate { .. }
+            | SaCommand::Retire { .. }
+            | SaCommand::MoveEndpoint { .. }
+            | SaCommand::ExtendSequence { .. } => {}
+        }
+    }
+}
+
+fn sad(state: &State) -> Sad {
+    let entries = state.inbound.values().filter_map(|inbound| {
+        Some(InboundEntry {
+            sa: inbound.sa.clone(),
+            tunnel: state.tunnels.get(&inbound.sa.id.tunnel)?.slot,
         })
-    };
-    policies.filter_map(rule).collect()
+    });
+    Sad::new(entries)
+}
+
+/// The changed tunnels' rules that `other` does not have at the same place.
+fn rules<'s>(
+    state: &'s State,
+    other: &'s State,
+    changed: &'s BTreeSet<TunnelId>,
+) -> impl Iterator<Item = (RulePlace, Rule)> + 's {
+    let tunnels = changed.iter().filter_map(|id| state.tunnels.get(id));
+    tunnels.flat_map(move |tunnel| {
+        let same = other.tunnels.get(&tunnel.params.id);
+        let same = same.filter(|same| same.order == tunnel.order);
+        let known = same.map_or(&[][..], |same| &same.params.policies);
+        let policies = tunnel.params.policies.iter().enumerate();
+        policies
+            .filter(move |(at, policy)| known.get(*at) != Some(policy))
+            .map(move |(at, policy)| ((tunnel.order, at as u32), rule(policy, tunnel.slot)))
+    })
+}
+
+fn rule(policy: &Policy, tunnel: TunnelSlot) -> Rule {
+    Rule {
+        selectors: policy.selectors,
+        priority: policy.priority,
+        decision: match &policy.action {
+            // Its own: no tunnel protects another's packets.
+            PolicyAction::Protect(_) => Decision::Protect(tunnel),
+            PolicyAction::Bypass => Decision::Bypass,
+            PolicyAction::Discard => Decision::Discard,
+        },
+    }
 }
 
 fn refuse((index, command): (usize, &'static str), problem: CommandProblem) -> CommandError {

@@ -133,6 +133,32 @@ pub struct Head {
 #[derive(Clone, Copy, Debug, Eq)]
 pub struct FlowKey([u64; 5]);
 
+impl FlowKey {
+    pub(crate) fn is_ipv4(&self) -> bool {
+        self.0[4] as u8 == 4
+    }
+
+    pub(crate) fn protocol(&self) -> u8 {
+        (self.0[4] >> 8) as u8
+    }
+
+    /// Source port above, destination port below.
+    pub(crate) fn ports(&self) -> u32 {
+        (self.0[4] >> 16) as u32
+    }
+
+    /// Source and destination, if it is IPv4.
+    pub(crate) fn v4(&self) -> (u32, u32) {
+        ((self.0[0] >> 32) as u32, self.0[0] as u32)
+    }
+
+    /// Source and destination, if it is IPv6.
+    pub(crate) fn v6(&self) -> (u128, u128) {
+        let [a, b, c, d, _] = self.0.map(u128::from);
+        (a << 64 | b, c << 64 | d)
+    }
+}
+
 impl PartialEq for FlowKey {
     /// Five words in registers; derived, it would be a call of `memcmp`.
     #[inline]
