@@ -3,5 +3,5 @@
 mod model;
 
 pub use model::{
-    ChildSa, ChildState, Connection, ConnectionChild, IkeSa, Mark, ViciEvent, ViciRequest,
+    ChildSa, ChildState, Connection, ConnectionChild, IkeSa, Mark, Trap, ViciEvent, ViciRequest,
 };

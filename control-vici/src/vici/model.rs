@@ -130,6 +130,21 @@ pub struct ConnectionChild {
     pub rekey_time: Option<Duration>,
 }
 
+/// A child that charon negotiates when packets ask for it (`start_action = trap`; `list-policies` with `trap`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// The connection's name.
+    pub ike: String,
+    /// The child's name.
+    pub child: String,
+    /// `TUNNEL`, `TRANSPORT`, `BEET`.
+    pub mode: String,
+    /// Our networks.
+    pub local_ts: Vec<TrafficSelector>,
+    /// The peer's networks.
+    pub remote_ts: Vec<TrafficSelector>,
+}
+
 /// What charon tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViciEvent {
@@ -167,6 +182,18 @@ pub enum ViciEvent {
     },
     /// An IKE_SA's addresses changed (`ike-update`, MOBIKE).
     IkeUpdate(IkeSa),
+    /// The children that packets ask for, all of them: after connecting, and when they have changed. No
+    /// event tells of a change, so the client looks every few seconds.
+    Traps(Vec<Trap>),
+    /// What became of [`ViciRequest::Initiate`], as soon as charon knows: up, refused, or no answer from the peer.
+    InitiateEnded {
+        /// The connection's name.
+        ike: String,
+        /// The child's name.
+        child: String,
+        /// Whether it is up.
+        done: bool,
+    },
     /// The connection to charon is gone. SAs live on: the kernel's database says which.
     Lost,
 }
@@ -179,7 +206,8 @@ pub enum ViciRequest {
         /// charon's number of it.
         unique_id: u32,
     },
-    /// Negotiate this child (`initiate`), without waiting for the outcome.
+    /// Negotiate this child (`initiate`). The client goes on meanwhile, and tells the outcome by
+    /// [`ViciEvent::InitiateEnded`]; charon may take minutes.
     Initiate {
         /// The connection's name.
         ike: String,

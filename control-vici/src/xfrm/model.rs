@@ -46,8 +46,12 @@ pub struct XfrmSa {
     pub hard: Limits,
     /// The last number sent, as the kernel knows it; in mode A what we have reserved there.
     pub sequence_sent: u64,
-    /// The highest number received, as the kernel knows it.
+    /// The highest number received, as the kernel knows it; in mode A what we have stored there.
     pub sequence_received: u64,
+    /// Packets carried, as the kernel knows it; in mode A what we have stored there.
+    pub packets: u64,
+    /// Bytes carried, likewise.
+    pub bytes: u64,
     /// When it was added, in seconds since 1970.
     pub added_unix_seconds: u64,
 }
@@ -96,7 +100,7 @@ pub enum XfrmEvent {
     Removed(SaKey),
     /// All SAs were removed (FLUSHSA).
     Flushed,
-    /// An SA reached a limit in the kernel (EXPIRE).
+    /// An SA reached a limit in the kernel (EXPIRE). After a hard one it is gone; no DELSA follows.
     Expired {
         /// Which.
         key: SaKey,
@@ -130,6 +134,8 @@ pub enum XfrmRequest {
         esn: bool,
         /// Outbound: the last number reserved. Inbound: `None`.
         sequence_sent: Option<u64>,
+        /// Inbound: the highest number received, so that a restarted Esplane takes nothing twice. Outbound: `None`.
+        sequence_received: Option<u64>,
         /// Packets carried.
         packets: u64,
         /// Bytes carried.
