@@ -1,5 +1,6 @@
 //! What charon tells over VICI, in Rust's words. Field names follow `swanctl --list-sas --raw`.
 
+use super::SelectorTextError;
 use esplane_api::{SelectorPair, Spi, TrafficSelector};
 use std::{net::SocketAddr, time::Duration};
 
@@ -72,6 +73,8 @@ pub struct ChildSa {
     pub local_ts: Vec<TrafficSelector>,
     /// The peer's networks.
     pub remote_ts: Vec<TrafficSelector>,
+    /// What of the two Esplane cannot hold traffic to, such as ICMP types; in neither of them.
+    pub unsupported_ts: Vec<SelectorTextError>,
     /// Until charon rekeys it.
     pub rekey_in: Option<Duration>,
     /// Until charon ends it.
