@@ -149,6 +149,7 @@ pub struct Trap {
 }
 
 /// What charon tells.
+#[expect(clippy::large_enum_variant, reason = "a few of them each negotiation")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViciEvent {
     /// Everything there is now, after connecting or after a gap: replaces all that was known.

@@ -90,6 +90,7 @@ pub enum XfrmCipher {
 }
 
 /// What the kernel tells.
+#[expect(clippy::large_enum_variant, reason = "a few of them each negotiation")]
 #[derive(Clone, Debug)]
 pub enum XfrmEvent {
     /// Everything there is now, after subscribing or after a gap: replaces all that was known.
