@@ -2,7 +2,7 @@
 
 use crate::vici::Mark;
 use esplane_api::{AeadSuite, Direction, KeyMaterial, Limits, SelectorPair, Spi};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What names an SA in the kernel's database: `struct xfrm_usersa_id` and its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -149,7 +149,16 @@ pub enum XfrmRequest {
         /// Whether it has ended.
         hard: bool,
     },
+    /// Tell charon that the peer's packets come from elsewhere now (`MAPPING`: its NAT has rebound). Only
+    /// whoever plays the kernel can; a real kernel refuses.
+    PeerMoved {
+        /// The inbound SA that has seen it.
+        key: SaKey,
+        /// Where the peer is now.
+        remote: SocketAddr,
+    },
     /// Tell charon that packets wait for an SA (`ACQUIRE`): it initiates the child with this reqid.
+    /// Has no reply: packets that go on waiting are told again.
     Acquire {
         /// The reqid of the trap policy's template.
         reqid: u32,
