@@ -26,7 +26,7 @@ pub struct SaParams {
     pub selectors: Vec<SelectorPair>,
     /// When it ends.
     pub lifetime: Lifetime,
-    /// Where an outbound SA starts to count.
+    /// Where an outbound SA starts to count; what an inbound one takes begins at `first`.
     pub sequence: SequenceStart,
 }
 
@@ -130,7 +130,8 @@ pub struct WindowError(pub u32);
 /// reservation that was stored durably before any number of it was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct SequenceStart {
-    /// The first number to send; 1 for a fresh key (RFC 4303 §2.2).
+    /// The first number to send; 1 for a fresh key (RFC 4303 §2.2). Inbound: the first number taken, all before
+    /// it count as received, and the high half of extended numbers goes on from there.
     pub first: u64,
     /// The last number that may be sent until [`crate::SaCommand::ExtendSequence`]; `None`: as far
     /// as [`Esn::last_sequence`].

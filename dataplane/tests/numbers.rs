@@ -78,6 +78,25 @@ fn an_sa_that_lost_its_high_half_finds_it_again() {
 }
 
 #[test]
+fn an_inbound_sa_goes_on_where_it_is_told() {
+    let scene = Scene::default();
+    let forger = Forger::new(&scene, 0x1000, 1);
+    let mut east = Gateway::new(scene.headers);
+    let received = 3 * HALF + 1000; // before a restart
+    east.apply(vec![
+        SaCommand::DefineTunnel(scene.tunnel_of_east()),
+        SaCommand::Install(SaParams {
+            sequence: start(received + 1, None),
+            ..scene.inbound(spi(0x1000), 1)
+        }),
+    ]);
+    let (verdict, _) = east.receive_one(&forger.packet(received, &inner(false, 1)));
+    assert_eq!(verdict, Verdict::Drop(DropReason::ReplayTooOld));
+    let next = forger.packet(received + 1, &inner(false, 1));
+    assert_eq!(east.receive_one(&next).0, Verdict::Forward);
+}
+
+#[test]
 fn resynchronisation_is_bounded() {
     let scene = Scene::default();
     let (_, mut east) = scene.build();

@@ -227,6 +227,7 @@ impl State {
         if params.selectors.is_empty() {
             return Err(CommandProblem::NoSelectors);
         }
+        check_sequence_start(&params)?;
         // The peer sends with it, so we must not.
         let key = self.keys.digest(&params.key);
         if let Some(other) = self.sender_with(key) {
@@ -482,7 +483,8 @@ impl Inbound {
         params: SaParams,
         window: Option<Arc<ReplayWindow>>,
     ) -> Self {
-        let fresh = || Arc::new(ReplayWindow::new(params.window, 0));
+        let head = params.sequence.first.saturating_sub(1);
+        let fresh = || Arc::new(ReplayWindow::new(params.window, head));
         let sa = InboundSa {
             id: params.id(),
             key: AeadKey::from_material(context.aead, &params.key),
