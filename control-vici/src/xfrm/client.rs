@@ -9,7 +9,7 @@
 //! Two sockets, so that a flood of events loses no answer.
 
 use super::message::Progress;
-use super::wire::{Message, WireError, kind, messages};
+use super::wire::{Message, WireError, flag, kind, messages};
 use super::{SaKey, XfrmEvent, XfrmReply, XfrmRequest, XfrmSa, message, wire};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_XFRM};
 use std::{io, time::Duration};
@@ -209,18 +209,18 @@ impl Dump {
     fn read(&mut self, sequence: u32, datagram: &[u8]) -> Result<()> {
         for one in messages(datagram) {
             let one = one?;
+            // Events bear the number of whoever caused them, which may happen to be the same.
+            let part = one.sequence == sequence && one.flags & flag::MULTI != 0;
             match one.kind {
-                _ if one.sequence != sequence => self.meanwhile.extend(event_of(&one)),
                 kind::DONE => self.complete = true,
                 kind::ERROR => {
                     let errno = message::parse_error(one.body)?;
                     return Err(XfrmError::Dump(io::Error::from_raw_os_error(errno)));
                 }
-                _ => {
-                    if let Some(XfrmEvent::Installed(sa)) = event_of(&one) {
-                        self.all.push(sa);
-                    }
-                }
+                _ => match event_of(&one) {
+                    Some(XfrmEvent::Installed(sa)) if part => self.all.push(sa),
+                    other => self.meanwhile.extend(other),
+                },
             }
         }
         Ok(())

@@ -15,6 +15,8 @@
 pub mod client;
 pub mod message;
 mod model;
+#[cfg(test)]
+mod recorded;
 pub mod sa;
 pub mod wire;
 
