@@ -13,7 +13,7 @@
 //! | anything wrong | `error TEXT` |
 //!
 //! `key` is key and salt; `local` and `remote` are outer addresses seen from here. The outbound SA
-//! installed last sends. Selectors allow everything.
+//! installed last sends. Selectors allow everything. `ESPLANE_AEAD` names an AEAD implementation, as for the daemon.
 
 use esplane_api::{
     AeadSuite, DfPolicy, Direction, Esn, KeyMaterial, Lifetime, Now, OuterPath, Policy,
@@ -25,6 +25,7 @@ use esplane_dataplane::{
 };
 use std::{
     collections::BTreeMap,
+    env,
     error::Error,
     io::{self, BufRead, Write},
 };
@@ -35,8 +36,12 @@ const FRAME_BYTES: usize = 66_000;
 
 type Reply = Result<String, Box<dyn Error>>;
 
-fn main() -> io::Result<()> {
-    let mut gateway = Gateway::new();
+fn main() -> Result<(), Box<dyn Error>> {
+    let aead = match env::var("ESPLANE_AEAD") {
+        Ok(name) => Aead::named(&name)?,
+        Err(_) => Aead::detect(),
+    };
+    let mut gateway = Gateway::new(aead);
     let mut output = io::stdout().lock();
     for line in io::stdin().lock().lines() {
         let reply = gateway
@@ -49,19 +54,21 @@ fn main() -> io::Result<()> {
 }
 
 struct Gateway {
+    aead: Aead,
     writer: TableWriter,
     batch: Batch,
     report: Report,
 }
 
 impl Gateway {
-    fn new() -> Self {
+    fn new(aead: Aead) -> Self {
         let outer_headers = OuterHeaders::Written;
-        let mut writer = TableWriter::new(Settings { outer_headers }, Aead::detect());
+        let mut writer = TableWriter::new(Settings { outer_headers }, aead);
         writer
             .apply(Now::default(), vec![SaCommand::DefineTunnel(tunnel())])
             .expect("an empty table takes any tunnel");
         Self {
+            aead,
             writer,
             batch: Batch::new(1, FRAME_BYTES),
             report: Report::new(),
@@ -75,7 +82,7 @@ impl Gateway {
             ["dummy"] => self.dummy(),
             ["open", packet] => self.open(packet),
             ["reset"] => {
-                *self = Self::new();
+                *self = Self::new(self.aead);
                 Ok("ok".into())
             }
             _ => Err("unknown command; use sa, seal, dummy, open or reset".into()),

@@ -4,6 +4,7 @@
 //! was opened before it goes as it is dropped (the TUN interface takes its addresses and routes along).
 
 use crate::{
+    aead,
     cli::{ConfigArgs, Failure},
     clock::Clock,
     config::{Config, TunnelIds},
@@ -40,6 +41,7 @@ type Started<T> = Result<T, Box<dyn Error + Send + Sync>>;
 /// Runs the daemon until SIGTERM, SIGINT, or the end of a worker.
 pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
     let config = Config::load(&args.config).map_err(Failure::configuration)?;
+    let aead = aead::choose().map_err(Failure::configuration)?;
     let log = logging::init(&config.log).map_err(Failure::runtime)?;
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -47,7 +49,7 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
         .build()
         .map_err(Failure::runtime)?;
     runtime.block_on(async {
-        let (control, handle, server) = start(config, log).await.map_err(Failure::Runtime)?;
+        let (control, handle, server) = start(config, aead, log).await.map_err(Failure::Runtime)?;
         serve(control, handle, server)
             .await
             .map_err(Failure::Runtime)
@@ -57,10 +59,10 @@ pub fn run(args: &ConfigArgs) -> Result<(), Failure> {
 /// Opens everything, in an order in which each step needs only those before it.
 async fn start(
     config: Config,
+    aead: Aead,
     log: logging::LogHandle,
 ) -> Started<(Control, ControlHandle, Server)> {
     let clock = Clock::start();
-    let aead = Aead::detect();
     let netlink = Netlink::open()?;
     let mtu = inner_mtu(&netlink, &config).await;
 

@@ -15,9 +15,10 @@
 //!                        config/, SIGHUP      http/ ◀── show.rs, Prometheus
 //! ```
 //!
-//! `daemon.rs` opens and closes it all; `demo/` runs two of it against each other, `bench/`
+//! `daemon.rs` opens and closes it all, `aead.rs` says with which implementation packets are sealed; `demo/` runs two of it against each other, `bench/`
 //! measures the packet path in memory.
 
+pub mod aead;
 pub mod bench;
 pub mod cli;
 pub mod clock;

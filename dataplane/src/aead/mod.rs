@@ -12,19 +12,24 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `avx512/` | AES-GCM on 512-bit vectors: x86-64 with AVX-512, VAES and VPCLMULQDQ |
+//! | `choice.rs` | which implementation |
+//! | `x86/` | AES-GCM with the instructions of x86-64: `avx512`, `vaes256`, `aesni` |
 //! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
 //! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
 //!
-//! To add an implementation: a file or folder here with its key type, a variant in `Implementation` and in
-//! `Expanded`, and a line in [`Aead::detect`]. It sees ranges of one arena and nothing else. The
+//! To add an implementation: a file or folder here with its key type, a variant in `Implementation` (the fastest first) and in
+//! `Expanded`. It sees ranges of one arena and nothing else. The
 //! tests beside this file then hold it to the published vectors and to the portable one.
 
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod chacha;
+mod choice;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
+pub use choice::{ChoiceError, ChoiceProblem};
+
+use choice::Implementation;
 use esplane_api::{AeadSuite, KeyMaterial};
 use std::{fmt, ops::Range};
 
@@ -71,48 +76,7 @@ pub struct Aead {
     implementation: Implementation,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Implementation {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    Portable,
-}
-
 impl Aead {
-    /// The fastest implementation this CPU has.
-    pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if avx512::available() {
-            return Self {
-                implementation: Implementation::Avx512,
-            };
-        }
-        Self::portable()
-    }
-
-    /// The one that runs on every CPU.
-    pub fn portable() -> Self {
-        Self {
-            implementation: Implementation::Portable,
-        }
-    }
-
-    /// Every implementation that this CPU can run, the fastest first.
-    pub fn all() -> Vec<Self> {
-        let mut all = vec![Self::detect(), Self::portable()];
-        all.dedup_by_key(|aead| aead.implementation);
-        all
-    }
-
-    /// Its name, for logs and status.
-    pub fn name(&self) -> &'static str {
-        match self.implementation {
-            #[cfg(target_arch = "x86_64")]
-            Implementation::Avx512 => "avx512",
-            Implementation::Portable => "portable",
-        }
-    }
-
     /// Seals every job: payload becomes ciphertext, its ICV is written behind it.
     pub fn seal(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
         let mut rest = jobs;
@@ -121,7 +85,11 @@ impl Aead {
             let (run, others) = rest.split_at_mut(key.run_length(rest));
             match &key.expanded {
                 #[cfg(target_arch = "x86_64")]
-                Expanded::Avx512(_) => avx512::Run::new(arena, run).seal(),
+                Expanded::Avx512(key) => x86::Run::new(arena, run).seal(key),
+                #[cfg(target_arch = "x86_64")]
+                Expanded::Vaes256(key) => x86::Run::new(arena, run).seal(key),
+                #[cfg(target_arch = "x86_64")]
+                Expanded::AesNi(key) => x86::Run::new(arena, run).seal(key),
                 Expanded::Portable(key) => each(arena, run, |nonce, aad, payload, icv| {
                     key.seal(nonce, aad, payload, icv)
                 }),
@@ -143,7 +111,11 @@ impl Aead {
             let (run, others) = rest.split_at_mut(key.run_length(rest));
             match &key.expanded {
                 #[cfg(target_arch = "x86_64")]
-                Expanded::Avx512(_) => avx512::Run::new(arena, run).open(),
+                Expanded::Avx512(key) => x86::Run::new(arena, run).open(key),
+                #[cfg(target_arch = "x86_64")]
+                Expanded::Vaes256(key) => x86::Run::new(arena, run).open(key),
+                #[cfg(target_arch = "x86_64")]
+                Expanded::AesNi(key) => x86::Run::new(arena, run).open(key),
                 Expanded::Portable(key) => each(arena, run, |nonce, aad, payload, icv| {
                     key.open(nonce, aad, payload, icv)
                 }),
@@ -178,7 +150,11 @@ pub struct AeadKey {
 
 enum Expanded {
     #[cfg(target_arch = "x86_64")]
-    Avx512(Box<avx512::Key>),
+    Avx512(Box<x86::Key<4>>),
+    #[cfg(target_arch = "x86_64")]
+    Vaes256(Box<x86::Key<2>>),
+    #[cfg(target_arch = "x86_64")]
+    AesNi(Box<x86::Key<1>>),
     Portable(Box<portable::Key>),
     ChaCha(chacha::Key),
 }
@@ -194,7 +170,15 @@ impl AeadKey {
             (_, suite) if key.len() != suite.key_bytes() => None,
             #[cfg(target_arch = "x86_64")]
             (Implementation::Avx512, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
-                avx512::Key::new(key).map(|key| Expanded::Avx512(Box::new(key)))
+                x86::Key::new(key).map(|key| Expanded::Avx512(Box::new(key)))
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Implementation::Vaes256, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
+                x86::Key::new(key).map(|key| Expanded::Vaes256(Box::new(key)))
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Implementation::AesNi, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
+                x86::Key::new(key).map(|key| Expanded::AesNi(Box::new(key)))
             }
             (Implementation::Portable, AeadSuite::Aes128Gcm16) => {
                 portable::Key::aes128(key).map(|key| Expanded::Portable(Box::new(key)))
@@ -229,7 +213,9 @@ impl AeadKey {
     fn same_run(&self, other: &Self) -> bool {
         match (&self.expanded, &other.expanded) {
             #[cfg(target_arch = "x86_64")]
-            (Expanded::Avx512(_), Expanded::Avx512(_)) => true,
+            (Expanded::Avx512(_), Expanded::Avx512(_))
+            | (Expanded::Vaes256(_), Expanded::Vaes256(_))
+            | (Expanded::AesNi(_), Expanded::AesNi(_)) => true,
             _ => std::ptr::eq(self, other),
         }
     }

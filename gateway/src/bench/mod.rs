@@ -24,12 +24,11 @@ mod report;
 mod scene;
 
 use crate::cli::{BenchArgs, Failure};
-use esplane_dataplane::Aead;
 use std::io::Write;
 
 /// Runs all cases whose name contains the filter, and prints each as soon as it is known.
 pub fn run(args: &BenchArgs, output: &mut impl Write) -> Result<(), Failure> {
-    let aead = Aead::detect();
+    let aead = crate::aead::choose().map_err(Failure::configuration)?;
     let clock = measure::Clock::calibrate();
     let mut report = report::Report::new(output, args.json, aead.name(), clock.core_ghz());
     report.begin().map_err(Failure::runtime)?;

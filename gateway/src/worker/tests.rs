@@ -7,7 +7,7 @@ use esplane_api::{
     Policy, PolicyAction, SaCommand, SaParams, SelectorPair, SequenceStart, Spi, TrafficSelector,
     TunnelId, TunnelParams, UdpEncap, WindowSize,
 };
-use esplane_dataplane::{Aead, OuterHeaders, Settings, TableWriter};
+use esplane_dataplane::{OuterHeaders, Settings, TableWriter};
 use std::{
     collections::VecDeque,
     os::fd::AsFd,
@@ -119,7 +119,10 @@ impl Bench {
         let settings = Settings {
             outer_headers: OuterHeaders::ByKernel,
         };
-        let writer = TableWriter::new(settings, Aead::portable());
+        let writer = TableWriter::new(
+            settings,
+            crate::aead::choose().expect("a name this CPU knows"),
+        );
         let tables = Arc::new(ArcSwap::new(writer.tables()));
         let counters = Arc::new(WorkerCounters::new());
         let (inner_driver, inner) = queue_driver(fault);

@@ -6,8 +6,9 @@ use esplane_api::{
     PolicyAction, SaCommand, SaParams, SelectorPair, SequenceStart, Spi, TunnelId, TunnelParams,
     UdpEncap, WindowSize,
 };
-use esplane_dataplane::{Aead, OuterHeaders, Settings, TableWriter, Tables};
+use esplane_dataplane::{OuterHeaders, Settings, TableWriter, Tables};
 use esplane_gateway::{
+    aead,
     hold::HoldLimits,
     io::{OuterSockets, TunOffloads, TunOptions, TunQueue, UdpOffloads, frame_bytes},
     netlink::{Netlink, NetlinkError},
@@ -100,7 +101,7 @@ impl Site {
         let settings = Settings {
             outer_headers: OuterHeaders::ByKernel,
         };
-        let writer = TableWriter::new(settings, Aead::portable());
+        let writer = TableWriter::new(settings, aead::choose().expect("a name this CPU knows"));
         let (sender, control) = mpsc::channel(64);
         let mut site = Self {
             namespace,

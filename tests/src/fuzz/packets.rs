@@ -11,8 +11,9 @@ use esplane_api::{
     TunnelParams, UdpEncap, WindowSize,
 };
 use esplane_dataplane::{
-    Aead, Batch, Inbound, Outbound, Outer, OuterHeaders, Report, Settings, TableWriter, Verdict,
+    Batch, Inbound, Outbound, Outer, OuterHeaders, Report, Settings, TableWriter, Verdict,
 };
+use esplane_gateway::aead;
 use std::{
     cell::{Cell, RefCell},
     net::{IpAddr, Ipv4Addr},
@@ -37,7 +38,8 @@ struct Loop {
 impl Loop {
     fn new(outer_headers: OuterHeaders) -> Self {
         let writer = |direction| {
-            let mut writer = TableWriter::new(Settings { outer_headers }, Aead::portable());
+            let aead = aead::choose().expect("a name this CPU knows");
+            let mut writer = TableWriter::new(Settings { outer_headers }, aead);
             let commands = vec![
                 SaCommand::DefineTunnel(tunnel()),
                 SaCommand::Install(sa(direction)),

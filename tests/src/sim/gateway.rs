@@ -4,9 +4,12 @@ use esplane_control_noise::{
     Engine, LoadPolicy, NodeConfig, Notice, PeerConfig, PeerStatus, StaticSecretKey,
 };
 use esplane_dataplane::{
-    Aead, Batch, Inbound, Outbound, Outer, OuterHeaders, Report, Settings, TableWriter, Verdict,
+    Batch, Inbound, Outbound, Outer, OuterHeaders, Report, Settings, TableWriter, Verdict,
 };
-use esplane_gateway::node::{Action, Node};
+use esplane_gateway::{
+    aead,
+    node::{Action, Node},
+};
 use std::{
     collections::VecDeque,
     net::{IpAddr, SocketAddr},
@@ -92,7 +95,10 @@ impl Gateway {
         let settings = Settings {
             outer_headers: OuterHeaders::ByKernel,
         };
-        let mut node = Node::new(engine, TableWriter::new(settings, Aead::portable()));
+        let mut node = Node::new(
+            engine,
+            TableWriter::new(settings, aead::choose().expect("a name this CPU knows")),
+        );
         node.set_peers(now, spec.peers.clone())
             .expect("valid peers");
         let mut gateway = Self {

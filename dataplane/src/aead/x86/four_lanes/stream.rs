@@ -1,14 +1,16 @@
 //! One packet's stream of lanes, four blocks a vector: short packets in a pipeline, long ones in groups.
 
 use super::{
+    super::{
+        field::reversed as reversed_lane,
+        packet::{Packet, aad_block, finish, lengths_block, nonce_block},
+    },
     Aligned, Run, SHORT_VECTORS, counters,
     field::{
-        Product, all_lanes, multiply_add, no_product, reduce, reduce_sum, reversed, reversed_lane,
-        zero,
+        Products, all_lanes, falling_powers, multiply_add, no_products, one_power, reduce,
+        reduce_sum, reversed, zero,
     },
-    key::{falling_powers, one_power},
-    packet::{Packet, aad_block, finish, lengths_block, nonce_block},
-    with_features,
+    vectors, with_features,
 };
 use core::{arch::x86_64::*, array};
 
@@ -32,13 +34,13 @@ with_features! {
     pub(super) fn pipelined<const R: usize, const V: usize, const SEAL: bool>(run: &mut Run<'_, '_>, at: usize, count: usize) {
         let mut previous: Option<Hashing<'_, V>> = None;
         for index in at..at + count {
-            let Some(packet) = run.packet(index) else { return };
+            let Some(packet) = run.packet::<4>(index) else { return };
             let nonce = all_lanes(nonce_block(&packet));
             let mut stream = [zero(); V];
             for (v, s) in stream.iter_mut().enumerate() {
                 *s = _mm512_xor_si512(nonce, stream_counter(v));
             }
-            let mut sum = no_product();
+            let mut sum = no_products();
             for round in 1..R {
                 let key = all_lanes(packet.key.round_keys[round]);
                 for s in &mut stream {
@@ -79,7 +81,7 @@ with_features! {
             });
         }
         if let Some(hashing) = &previous {
-            let mut sum = no_product();
+            let mut sum = no_products();
             for v in 0..V {
                 hash_vector(&mut sum, hashing, v);
             }
@@ -92,12 +94,12 @@ with_features! {
         unsafe { _mm512_load_si512(STREAM_COUNTERS.0[v].as_ptr().cast()) }
     }
 
-    fn hash_vector<const V: usize>(sum: &mut Product, hashing: &Hashing<'_, V>, v: usize) {
-        let (power, folded) = falling_powers(hashing.packet.key, hashing.first_power - 4 * v);
-        multiply_add(sum, hashing.blocks[v], power, folded);
+    fn hash_vector<const V: usize>(sum: &mut Products, hashing: &Hashing<'_, V>, v: usize) {
+        let power = falling_powers(hashing.packet.key, hashing.first_power - 4 * v);
+        multiply_add(sum, hashing.blocks[v], power);
     }
 
-    fn tag_of<const V: usize>(hashing: &Hashing<'_, V>, sum: Product) -> __m128i {
+    fn tag_of<const V: usize>(hashing: &Hashing<'_, V>, sum: Products) -> __m128i {
         _mm_xor_si128(reversed_lane(reduce_sum(sum)), hashing.tag_mask)
     }
 }
@@ -125,7 +127,7 @@ with_features! {
     /// Seals or opens one packet of more than [`SHORT_VECTORS`] vectors: groups of four, then the
     /// rest. When sealing, the hash runs a group behind; when opening, it has its input at once.
     pub(super) fn one_packet<const R: usize, const SEAL: bool>(packet: &Packet<'_>) -> __m128i {
-        let vectors = packet.vectors();
+        let vectors = vectors(packet);
         let rest = (vectors - 2) % 4 + 2; // 2 to 5: masks are needed in the last two only
         let groups = (vectors - rest) / 4;
         let mut stream = Stream {
@@ -156,13 +158,13 @@ with_features! {
     }
 
     /// One vector of a group of four: lane l carries the hash times H¹⁶, so that groups add up lane by lane.
-    fn hash_in_group(sum: &mut Product, stream: &Stream<'_, '_>, group: &[__m512i; 4], v: usize) {
+    fn hash_in_group(sum: &mut Products, stream: &Stream<'_, '_>, group: &[__m512i; 4], v: usize) {
         let mut lanes = reversed(group[v]);
         if v == 0 {
             lanes = _mm512_xor_si512(lanes, stream.hash);
         }
-        let (power, folded) = one_power(stream.packet.key, 16 - 4 * v);
-        multiply_add(sum, lanes, power, folded);
+        let power = one_power(stream.packet.key, 16 - 4 * v);
+        multiply_add(sum, lanes, power);
     }
 
     /// Group number `group`: sixteen lanes, all payload but the first two of the first group. `sealed` is the
@@ -184,7 +186,7 @@ with_features! {
         });
         let hashes = !SEAL || group > 0;
         let cipher = if SEAL { *sealed } else { input };
-        let mut sum = no_product();
+        let mut sum = no_products();
         for round in 1..R {
             let round_key = all_lanes(key.round_keys[round]);
             for s in &mut s {
@@ -237,7 +239,7 @@ with_features! {
         let input: [__m512i; V] =
             array::from_fn(|v| unsafe { _mm512_maskz_loadu_epi8(mask(v), place.wrapping_add(64 * v).cast()) });
 
-        let hash = |sum: &mut Product, v: usize, cipher: __m512i, before: __m512i| {
+        let hash = |sum: &mut Products, v: usize, cipher: __m512i, before: __m512i| {
             let mut blocks = reversed(cipher);
             if v == 0 {
                 blocks = _mm512_xor_si512(blocks, before);
@@ -245,11 +247,11 @@ with_features! {
             if v + 1 == V {
                 blocks = with_lengths(blocks, lanes, lengths_block(packet));
             }
-            let (power, folded) = falling_powers(key, lanes + 1 - 4 * v);
-            multiply_add(sum, blocks, power, folded);
+            let power = falling_powers(key, lanes + 1 - 4 * v);
+            multiply_add(sum, blocks, power);
         };
-        let mut before = no_product();
-        let mut sum = no_product();
+        let mut before = no_products();
+        let mut sum = no_products();
         for round in 1..R {
             let round_key = all_lanes(key.round_keys[round]);
             for s in &mut s {

@@ -1,12 +1,15 @@
 //! One packet as the kernels see it, and how it ends.
 
-use super::{field::reversed_lane, key::Key, with_features};
+use super::{
+    field::{one_lane_features, reversed},
+    key::Schedule,
+};
 use core::arch::x86_64::*;
 
 /// One packet as the kernels see it. Its pointers are valid as long as the [`super::Run`] they come from.
 #[derive(Clone, Copy)]
 pub(super) struct Packet<'k> {
-    pub(super) key: &'k Key,
+    pub(super) key: &'k Schedule,
     /// 12 bytes.
     pub(super) nonce: *const u8,
     /// 16 bytes, zeros behind the first `aad_bytes`.
@@ -22,17 +25,12 @@ impl Packet<'_> {
         self.bytes.div_ceil(16)
     }
 
-    /// Vectors of its stream of lanes, the two before the payload and the lengths included.
-    pub(super) fn vectors(&self) -> usize {
-        (self.blocks() + 2) / 4 + 1
-    }
-
     fn icv(&self) -> *mut u8 {
         self.payload.wrapping_add(self.bytes)
     }
 }
 
-with_features! {
+one_lane_features! {
     /// Writes the tag, or compares it: all bytes at once, without early exit. A payload that is not
     /// authentic is wiped, so that nobody can use it by mistake.
     pub(super) fn finish<const SEAL: bool>(packet: &Packet<'_>, tag: __m128i) -> bool {
@@ -54,15 +52,17 @@ with_features! {
 
     /// Nonce ⊕ round key 0, the counter still 0, in the low lane.
     pub(super) fn nonce_block(packet: &Packet<'_>) -> __m128i {
-        // SAFETY: 12 bytes are read.
-        let nonce = unsafe { _mm_maskz_loadu_epi8(0x0fff, packet.nonce.cast()) };
-        _mm_xor_si128(nonce, packet.key.round_keys[0])
+        // SAFETY: the nonce has 12 bytes.
+        let (salt_and_half, rest) = unsafe {
+            (_mm_loadl_epi64(packet.nonce.cast()), packet.nonce.add(8).cast::<i32>().read_unaligned())
+        };
+        _mm_xor_si128(_mm_insert_epi32::<2>(salt_and_half, rest), packet.key.round_keys[0])
     }
 
     /// The AAD as GHASH wants it.
     pub(super) fn aad_block(packet: &Packet<'_>) -> __m128i {
         // SAFETY: 16 bytes are readable.
-        reversed_lane(unsafe { _mm_loadu_si128(packet.aad.cast()) })
+        reversed(unsafe { _mm_loadu_si128(packet.aad.cast()) })
     }
 
     /// The lengths of AAD and payload in bits, as GHASH wants them.

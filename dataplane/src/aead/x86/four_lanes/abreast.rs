@@ -1,12 +1,15 @@
 //! Four packets abreast: one block of each in a vector, one reduction for all four.
 
 use super::{
+    super::{
+        key::POWERS,
+        packet::{Packet, aad_block, lengths_block, nonce_block},
+    },
     Aligned, FOUR_PACKETS_BLOCKS, counters,
     field::{
-        Product, all_lanes, lanes_apart, lanes_of, multiply_add, no_product, reduce, reversed, zero,
+        Products, all_lanes, lanes_apart, lanes_of, multiply_add, no_products, one_power, reduce,
+        reversed, zero,
     },
-    key::{POWERS, one_power},
-    packet::{Packet, aad_block, lengths_block, nonce_block},
     with_features,
 };
 use core::arch::x86_64::*;
@@ -23,11 +26,11 @@ with_features! {
             blocks,
             nonces: lanes_of(packets.each_ref().map(|p| nonce_block(p))),
             tag_mask: zero(),
-            sum: no_product(),
+            sum: no_products(),
         };
         let aads = lanes_of(packets.each_ref().map(|p| aad_block(p)));
-        let (power, folded) = abreast_power::<SAME_KEY>(packets, blocks + 2);
-        multiply_add(&mut work.sum, aads, power, folded);
+        let power = abreast_power::<SAME_KEY>(packets, blocks + 2);
+        multiply_add(&mut work.sum, aads, power);
 
         // Counter 1 masks the tag, the blocks follow; equal passes keep the AES units equally busy.
         let counters = blocks + 1;
@@ -48,8 +51,8 @@ with_features! {
         }
 
         let lengths = lanes_of(packets.each_ref().map(|p| lengths_block(p)));
-        let (power, folded) = abreast_power::<SAME_KEY>(packets, 1);
-        multiply_add(&mut work.sum, lengths, power, folded);
+        let power = abreast_power::<SAME_KEY>(packets, 1);
+        multiply_add(&mut work.sum, lengths, power);
         _mm512_xor_si512(reversed(reduce(work.sum)), work.tag_mask)
     }
 }
@@ -60,7 +63,7 @@ struct Abreast<'r, 'k> {
     blocks: usize,
     nonces: __m512i,
     tag_mask: __m512i,
-    sum: Product,
+    sum: Products,
 }
 
 with_features! {
@@ -98,8 +101,8 @@ with_features! {
         } else {
             last_blocks::<SEAL>(places, work.packets.each_ref().map(|p| p.bytes - 16 * j), stream)
         };
-        let (power, folded) = abreast_power::<SAME_KEY>(work.packets, work.blocks + 1 - j);
-        multiply_add(&mut work.sum, reversed(cipher), power, folded);
+        let power = abreast_power::<SAME_KEY>(work.packets, work.blocks + 1 - j);
+        multiply_add(&mut work.sum, reversed(cipher), power);
     }
 
     /// One whole block at each place; gives the ciphertext. All packets have equally many blocks, and all
@@ -138,14 +141,11 @@ with_features! {
         }
     }
 
-    fn abreast_power<const SAME_KEY: bool>(packets: &[Packet<'_>; 4], e: usize) -> (__m512i, __m512i) {
+    fn abreast_power<const SAME_KEY: bool>(packets: &[Packet<'_>; 4], e: usize) -> __m512i {
         if SAME_KEY {
             one_power(packets[0].key, e)
         } else {
-            (
-                lanes_of(packets.each_ref().map(|p| p.key.powers[POWERS - e])),
-                lanes_of(packets.each_ref().map(|p| p.key.folded[POWERS - e])),
-            )
+            lanes_of(packets.each_ref().map(|p| p.key.powers[POWERS - e]))
         }
     }
 }

@@ -1,0 +1,199 @@
+//! AES-GCM with the instructions of x86-64: three widths of one arithmetic.
+//!
+//! A vector holds one, two or four *lanes* of 16 bytes, and one instruction works on all of them: a round of AES, or a
+//! carry-less multiplication.
+//!
+//! | file | lanes | for CPUs with |
+//! |---|---|---|
+//! | `four_lanes/` | 4 | AVX-512, VAES, VPCLMULQDQ: Ice Lake, Zen 4 and later |
+//! | `two_lanes.rs` | 2 | AVX2, VAES, VPCLMULQDQ: Zen 3, Alder Lake and its small cores |
+//! | `one_lane.rs` | 1 | AES-NI, PCLMULQDQ, SSE4.1: everything of the last decade, small appliances without AVX included |
+//! | `parts.rs` | | the kernel of the two narrow widths, compiled once for each |
+//! | `field.rs`, `key.rs`, `packet.rs` | | what all share: arithmetic of one lane, what is prepared per key, how a packet begins and ends |
+//!
+//! # A packet as a stream of lanes
+//!
+//! ```text
+//!   lane        0        1        2        3            n+1      n+2
+//!          │ unused │  AAD   │ block 1│ block 2│ …  │ block n│ lengths │
+//!   counter     0        1        2        3            n+1
+//!                        └ J0: its AES output masks the tag
+//!            ▲ 32 bytes before the payload
+//! ```
+//!
+//! GCM (NIST SP 800-38D) encrypts block *i* with counter *i* + 1 and the tag with counter 1, and
+//! hashes AAD, blocks and lengths in this order. Seen as a stream that starts 32 bytes before the
+//! payload, lane number and counter are the same, lane 1 serves AES as J0 and GHASH as the AAD, and
+//! no part needs a pass of its own. Counters differ only in the last four bytes of a block, so they are XORed onto
+//! nonce ⊕ round key 0.
+//!
+//! # GHASH as POLYVAL
+//!
+//! Byte-reversed, GHASH is POLYVAL with the key H = mulX(reverse(AES(0))) (RFC 8452, appendix A): Horner's
+//! rule with the product a·b·x⁻¹²⁸ modulo g = x¹²⁸ + x¹²⁷ + x¹²⁶ + x¹²¹ + 1, bits in their natural order.
+//! As g = 0, x⁻⁶⁴ = x⁶⁴ + P with P = x⁶³ + x⁶² + x⁵⁷, so for halves v = v₁x⁶⁴ + v₀
+//!
+//! ```text
+//!   fold(v) = v·x⁻⁶⁴ = (v₀x⁶⁴ + v₁) + v₀·P                 one multiplication, one swap
+//! ```
+//!
+//! A product is kept in three parts, which takes three multiplications (Karatsuba):
+//!
+//! ```text
+//!   low = a₀·b₀     high = a₁·b₁     cross = (a₀+a₁)·(b₀+b₁)
+//!   a·b = high·x¹²⁸ + middle·x⁶⁴ + low     with     middle = cross + low + high
+//! ```
+//!
+//! and reduced by two folds:
+//!
+//! ```text
+//!   a·b·x⁻¹²⁸ = high + fold(middle + fold(low))
+//! ```
+//!
+//! Parts are sums: any number of products, by different powers of H, is added up before one reduction ends
+//! them all. So the blocks of a packet are multiplied by falling powers of H independently of each other
+//! (m₁·Hⁿ + m₂·Hⁿ⁻¹ + … is Horner's rule written out), and only the powers are kept per key: the multiplier is the
+//! bottleneck on most CPUs, so three multiplications beat the four that a second, folded table would allow with a
+//! cheaper reduction, and the key stays small enough for thousands of SAs.
+//!
+//! # Nothing secret steers
+//!
+//! No branch and no address depends on key, plaintext or tag; lengths and the verdict are public. AES and
+//! multiplication are single instructions of fixed time. The tag is compared in one piece, see `packet::finish`.
+//!
+//! # Safety
+//!
+//! The functions of a width require its CPU features. The only safe way in is [`Key::new`], which asks the CPU, and
+//! [`Run`], which needs a [`Key`] of its width for each packet it touches. Memory is reached only through
+//! `Packet`, whose pointers come from a bounds-checked range of the arena that holds payload **and** ICV: the
+//! narrow kernels rely on the 16 bytes behind the payload being the packet's own, the wide ones mask.
+#![allow(unsafe_code)]
+#![allow(
+    clippy::duplicate_mod,
+    reason = "`parts.rs` is compiled once per width, with the features of each"
+)]
+
+mod field;
+mod four_lanes;
+mod key;
+mod one_lane;
+mod packet;
+mod two_lanes;
+
+pub(super) use key::Key;
+
+use super::{Expanded, ICV_BYTES, Job};
+use key::Schedule;
+use packet::Packet;
+
+/// The named CPU features that this CPU (or its kernel) lacks.
+macro_rules! lacking {
+    ($($name:tt),*) => {{
+        let mut lacking = Vec::new();
+        $(if !is_x86_feature_detected!($name) { lacking.push($name); })*
+        lacking
+    }};
+}
+
+/// The features that this CPU lacks to run the kernels of `LANES` lanes.
+#[rustfmt::skip]
+pub(super) fn missing<const LANES: usize>() -> Vec<&'static str> {
+    match LANES {
+        4 => lacking!["avx512f", "avx512bw", "avx512dq", "avx512vl", "vaes", "vpclmulqdq", "aes", "pclmulqdq", "bmi2"],
+        2 => lacking!["avx2", "vaes", "vpclmulqdq", "aes", "pclmulqdq"],
+        _ => lacking!["sse4.1", "aes", "pclmulqdq"],
+    }
+}
+
+/// One call's packets: jobs over one arena.
+pub(super) struct Run<'r, 'k> {
+    arena: *mut u8,
+    arena_bytes: usize,
+    jobs: &'r mut [Job<'k>],
+}
+
+impl<'r, 'k> Run<'r, 'k> {
+    /// Jobs that do not lie within the arena are refused, each by its `ok`.
+    pub(super) fn new(arena: &'r mut [u8], jobs: &'r mut [Job<'k>]) -> Self {
+        Self {
+            arena: arena.as_mut_ptr(),
+            arena_bytes: arena.len(),
+            jobs,
+        }
+    }
+
+    /// Encrypts every payload and writes its ICV behind it. Any key of the width shows that the CPU can do it; jobs
+    /// with keys of another kind are refused.
+    pub(super) fn seal<const LANES: usize>(self, _: &Key<LANES>) {
+        // SAFETY: a key of a width exists only on a CPU that has its features.
+        unsafe {
+            match LANES {
+                4 => four_lanes::all::<true>(self),
+                2 => two_lanes::parts::all::<true>(self),
+                _ => one_lane::parts::all::<true>(self),
+            }
+        }
+    }
+
+    /// Decrypts every payload; where the ICV is wrong, `ok` is `false` and the payload zeros. Keys as for
+    /// [`Run::seal`].
+    pub(super) fn open<const LANES: usize>(self, _: &Key<LANES>) {
+        // SAFETY: as above.
+        unsafe {
+            match LANES {
+                4 => four_lanes::all::<false>(self),
+                2 => two_lanes::parts::all::<false>(self),
+                _ => one_lane::parts::all::<false>(self),
+            }
+        }
+    }
+
+    /// The job as a packet; `None` if payload and ICV do not lie within the arena, or its key is none of this width.
+    #[inline(always)]
+    fn packet<const LANES: usize>(&self, index: usize) -> Option<Packet<'k>> {
+        let job = &self.jobs[index];
+        let key = schedule::<LANES>(&job.key.expanded)?;
+        let bytes = job.payload.end.checked_sub(job.payload.start)?;
+        if job.payload.end.checked_add(ICV_BYTES)? > self.arena_bytes {
+            return None;
+        }
+        Some(Packet {
+            key,
+            nonce: job.nonce.as_ptr(),
+            aad: job.aad.as_ptr(),
+            aad_bytes: usize::from(job.aad_bytes).min(job.aad.len()),
+            // SAFETY: start <= end < arena_bytes.
+            payload: unsafe { self.arena.add(job.payload.start) },
+            bytes,
+        })
+    }
+}
+
+/// What the key holds, if it is one of this width.
+#[inline(always)]
+fn schedule<const LANES: usize>(expanded: &Expanded) -> Option<&Schedule> {
+    match expanded {
+        Expanded::Avx512(key) if LANES == 4 => Some(key.schedule()),
+        Expanded::Vaes256(key) if LANES == 2 => Some(key.schedule()),
+        Expanded::AesNi(key) if LANES == 1 => Some(key.schedule()),
+        _ => None,
+    }
+}
+
+/// Byte *i* of block *b*: the number `b` as a block's 32-bit counter.
+const fn counters<const BLOCKS: usize>() -> [[u8; 16]; BLOCKS] {
+    let mut table = [[0; 16]; BLOCKS];
+    let mut number = 0;
+    while number < BLOCKS {
+        table[number][15] = number as u8;
+        number += 1;
+    }
+    table
+}
+
+/// Counters of a stream of lanes.
+static COUNTERS: Aligned<[[u8; 16]; COUNTERS_BLOCKS]> = Aligned(counters());
+const COUNTERS_BLOCKS: usize = 32;
+
+#[repr(align(64))]
+struct Aligned<T>(T);
