@@ -35,7 +35,10 @@ const _: () = assert!(PART_VECTORS * LANES < POWERS);
 with_features! {
     /// Seals or opens all jobs of the run.
     pub(in crate::aead::x86) fn all<const SEAL: bool>(mut run: Run<'_, '_>) {
-        let mut behind = None;
+        let Some(first) = (0..run.jobs.len()).find_map(|index| run.packet::<LANES>(index)) else {
+            return run.jobs.iter_mut().for_each(|job| job.ok = false);
+        };
+        let mut behind = Behind::new(first);
         for index in 0..run.jobs.len() {
             match run.packet::<LANES>(index) {
                 None => run.jobs[index].ok = false,
@@ -43,17 +46,15 @@ with_features! {
                 Some(packet) => one_packet::<14, SEAL>(&mut run, &mut behind, index, packet),
             }
         }
-        if let Some(behind) = &mut behind {
-            let mut sum = no_products();
-            for v in 0..behind.vectors {
-                hash_vector(&mut sum, behind, v);
-            }
-            end_part::<SEAL>(&mut run, behind, sum);
+        let mut sum = no_products();
+        for v in 0..behind.vectors {
+            hash_vector(&mut sum, &behind, v);
         }
+        end_part::<SEAL>(&mut run, &behind, sum);
     }
 
     fn one_packet<'k, const R: usize, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, behind: &mut Option<Behind<'k>>, job: usize, packet: Packet<'k>,
+        run: &mut Run<'_, 'k>, behind: &mut Behind<'k>, job: usize, packet: Packet<'k>,
     ) {
         let (nonce, aad) = (all_lanes(nonce_block(&packet)), aad_block(&packet));
         let vectors = (2 + packet.blocks()).div_ceil(LANES);
@@ -120,7 +121,7 @@ struct Products {
 with_features! {
     /// N vectors through AES, and the part behind through GHASH; then this part is the one behind.
     fn one_part<'k, const R: usize, const N: usize, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, behind: &mut Option<Behind<'k>>, part: Part<'k>,
+        run: &mut Run<'_, 'k>, behind: &mut Behind<'k>, part: Part<'k>,
     ) {
         let round_keys = &part.packet.key.round_keys;
         let mut stream = [zero(); N];
@@ -133,23 +134,19 @@ with_features! {
             *s = add(start, counter);
         }
         let mut sum = no_products();
-        for (round, round_key) in round_keys.iter().enumerate().take(R).skip(1) {
+        each_round!(round of R {
             for s in &mut stream {
-                *s = aes_round(*s, *round_key);
+                *s = aes_round(*s, round_keys[round]);
             }
-            if let Some(behind) = behind && round <= behind.vectors {
+            if round <= behind.vectors {
                 hash_vector(&mut sum, behind, round - 1);
             }
-        }
+        });
         for s in &mut stream {
             *s = aes_last_round(*s, round_keys[R]);
         }
-        let hash = match behind {
-            Some(behind) => end_part::<SEAL>(run, behind, sum),
-            None => _mm_setzero_si128(),
-        };
-        let behind = behind.get_or_insert_with(|| Behind::new(part.packet));
-        crypt::<N, SEAL>(behind, &part, stream);
+        let hash = end_part::<SEAL>(run, behind, sum);
+        crypt::<R, N, SEAL>(behind, &part, stream);
         behind.packet = part.packet;
         behind.job = part.job;
         behind.hash = hash;
@@ -157,7 +154,7 @@ with_features! {
     }
 
     /// Adds the key stream to the part's payload, and lays out what is to be hashed.
-    fn crypt<const N: usize, const SEAL: bool>(behind: &mut Behind<'_>, part: &Part<'_>, stream: [Vector; N]) {
+    fn crypt<const R: usize, const N: usize, const SEAL: bool>(behind: &mut Behind<'_>, part: &Part<'_>, stream: [Vector; N]) {
         let packet = &part.packet;
         let mut last = zero();
         for (v, stream) in stream.into_iter().enumerate() {
@@ -239,7 +236,7 @@ with_features! {
     }
 
     /// Reduces the sum of a part: the tag, or what the next part's hash begins with.
-    fn end_part<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &mut Behind<'_>, sum: Products) -> __m128i {
+    fn end_part<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &Behind<'_>, sum: Products) -> __m128i {
         let hash = field::reduce(add_lanes(sum.low), add_lanes(sum.cross), add_lanes(sum.high));
         if !behind.ends {
             return hash;
