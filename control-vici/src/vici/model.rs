@@ -114,6 +114,12 @@ pub enum ChildState {
 pub struct Connection {
     /// Its name.
     pub name: String,
+    /// `IKEv1`, `IKEv2`, `IKEv1/2`.
+    pub version: String,
+    /// Where it may be negotiated from: addresses, networks, names, `%any`.
+    pub local_addrs: Vec<String>,
+    /// Whom with.
+    pub remote_addrs: Vec<String>,
     /// Its children.
     pub children: Vec<ConnectionChild>,
 }
@@ -148,13 +154,38 @@ pub struct Trap {
     pub remote_ts: Vec<TrafficSelector>,
 }
 
+/// Which charon it is (`version`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CharonVersion {
+    /// `charon`, `charon-systemd`.
+    pub daemon: String,
+    /// Such as `5.9.8`.
+    pub version: String,
+    /// The kernel's release.
+    pub release: String,
+}
+
+/// How charon is (`stats`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CharonStats {
+    /// How long it has run, in charon's words.
+    pub running: String,
+    /// How many IKE_SAs there are.
+    pub ike_sas: u32,
+    /// Those not yet authenticated.
+    pub half_open: u32,
+    /// What it has loaded; `kernel-netlink` is the one that hands keys to the kernel.
+    pub plugins: Vec<String>,
+}
+
 /// What charon tells.
 #[expect(clippy::large_enum_variant, reason = "a few of them each negotiation")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ViciEvent {
     /// Everything there is now, after connecting or after a gap: replaces all that was known.
     Snapshot(Vec<IkeSa>),
-    /// A CHILD_SA of this IKE_SA came up or went (`child-updown`). The IKE_SA holds only that child.
+    /// A CHILD_SA of this IKE_SA came up or went (`child-updown`). The IKE_SA holds only that child, whose state still
+    /// says `INSTALLED` where it goes with its IKE_SA.
     ChildUpDown {
         /// Whether it came.
         up: bool,
