@@ -37,6 +37,9 @@ pub struct Outer {
     pub local: IpAddr,
     /// The peer's address and UDP port (0 for plain ESP).
     pub remote: SocketAddr,
+    /// Our UDP port, by which a driver of several sockets knows which one sends; what arrives may leave
+    /// it at 0. 0 for plain ESP.
+    pub local_port: u16,
     /// Whether it travels in UDP.
     pub udp: bool,
     /// DSCP (six bits) and ECN (two bits): the Type of Service or Traffic Class byte.
@@ -50,6 +53,7 @@ impl Outer {
     pub const NONE: Self = Self {
         local: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
         remote: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        local_port: 0,
         udp: false,
         tos: 0,
         df: false,

@@ -189,17 +189,18 @@ fn take_off_outer(arena: &[u8], packet: &mut PacketBuf) -> Option<()> {
         }
         _ => return None,
     };
-    let (port, data) = match above {
-        protocol::ESP => (0, payload),
+    let (port, local_port, data) = match above {
+        protocol::ESP => (0, 0, payload),
         protocol::UDP => {
             let udp = Udp::parse(payload)?;
-            (udp.source_port(), udp.payload())
+            (udp.source_port(), udp.destination_port(), udp.payload())
         }
         _ => return None,
     };
     packet.outer = Outer {
         local,
         remote: SocketAddr::new(remote, port),
+        local_port,
         udp: above == protocol::UDP,
         tos,
         df: false,

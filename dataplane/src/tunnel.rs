@@ -68,6 +68,7 @@ impl OuterHeader {
             prepared: Outer {
                 local: path.local(),
                 remote: path.remote_socket(),
+                local_port: path.encap().map_or(0, |encap| encap.local_port),
                 udp: path.encap().is_some(),
                 tos: 0,
                 df: is_v4 && df == DfPolicy::Set,

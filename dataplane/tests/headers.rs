@@ -85,6 +85,7 @@ fn the_kernel_is_told_what_it_writes() {
     let expected = Outer {
         local: ip("192.0.2.1"),
         remote: "192.0.2.2:4501".parse().unwrap(),
+        local_port: 4500,
         udp: true,
         tos: 0x2e,
         df: true,

@@ -1,6 +1,6 @@
 //! Control messages: the TOS byte and the local address of one packet, the segment size of several.
 
-use super::name::in_address;
+use super::{name::in_address, options::PACKET_AUXDATA};
 use esplane_dataplane::batch::Outer;
 use std::{
     mem,
@@ -53,6 +53,28 @@ pub(super) unsafe fn read_control(header: &libc::msghdr, outer: &mut Outer) -> O
         }
     }
     segment
+}
+
+/// Reads how many bytes of link header a packet socket has delivered before the IP packet.
+///
+/// # Safety
+/// As for [`read_control`].
+pub(super) unsafe fn read_link_header_bytes(header: &libc::msghdr) -> Option<usize> {
+    // SAFETY: the caller's promise; the CMSG macros walk within the length that the kernel has set.
+    let mut control = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !control.is_null() {
+        // SAFETY: `control` is not null, so it points to a whole cmsghdr within the control buffer, followed by
+        // the data its type promises; the read is unaligned.
+        unsafe {
+            let kind = ((*control).cmsg_level, (*control).cmsg_type);
+            if kind == (libc::SOL_PACKET, PACKET_AUXDATA) {
+                let data = libc::CMSG_DATA(control).cast::<libc::tpacket_auxdata>();
+                return Some(usize::from(data.read_unaligned().tp_net));
+            }
+            control = libc::CMSG_NXTHDR(header, control);
+        }
+    }
+    None
 }
 
 /// Writes TOS, the local address where it is not the socket's own, and the size of segments if there are

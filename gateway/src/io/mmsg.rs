@@ -12,7 +12,7 @@
 
 use super::{
     check,
-    control::{CONTROL_BYTES, Control, read_control, write_control},
+    control::{CONTROL_BYTES, Control, read_control, read_link_header_bytes, write_control},
     name::{address_from, address_into},
     raw, room_bytes,
 };
@@ -153,6 +153,12 @@ impl Messages {
         // used and says that it has none; the buffer is this value's own and untouched since.
         let segment = unsafe { read_control(&self.headers[index].msg_hdr, &mut outer) };
         (outer, segment)
+    }
+
+    /// How many bytes of link header a packet socket has put before a packet, where it says so.
+    pub(super) fn link_header_bytes(&self, index: usize) -> Option<usize> {
+        // SAFETY: as in `outer_of`.
+        unsafe { read_link_header_bytes(&self.headers[index].msg_hdr) }
     }
 
     /// Describes the packets of `run` (at most [`MESSAGES_MAX`]) as messages, several packets in one where

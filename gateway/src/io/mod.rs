@@ -5,7 +5,8 @@
 //!   ┌───────────────────────┐    ┌────────┐    ┌─────────────────────────────────────┐
 //!   │ tun.rs   TunQueue     │───▶│ worker │───▶│ outer.rs    OuterSockets            │
 //!   │ one queue a worker    │◀───│        │◀───│  ├─ udp.rs      UdpOuter   RFC 3948  │
-//!   └───────────────────────┘    └────────┘    │  └─ raw_esp.rs  RawEsp  protocol 50 │
+//!   └───────────────────────┘    └────────┘    │  ├─ raw_esp.rs  RawEsp  protocol 50 │
+//!                                              │  └─ shared_port/  beside charon     │
 //!                                              └─────────────────────────────────────┘
 //!   socket.rs  what both have in common; over mmsg.rs (recvmmsg and sendmmsg, straight into and
 //!              from the arena; several packets as one message), gro.rs (such messages taken apart),
@@ -41,6 +42,7 @@ mod options;
 pub mod outer;
 pub mod poll;
 pub mod raw_esp;
+pub mod shared_port;
 mod socket;
 pub mod tun;
 pub mod udp;
@@ -49,6 +51,7 @@ mod vnet;
 pub use outer::{OuterSockets, OuterTransmitter};
 pub use poll::{Waker, wait};
 pub use raw_esp::{RawEsp, RawReceive};
+pub use shared_port::{AddressFilter, SharedPort};
 pub use tun::{TUN_QUEUE_PACKETS, TunError, TunOffloads, TunOptions, TunQueue};
 pub use udp::{SocketError, UdpOffloads, UdpOuter};
 
@@ -78,7 +81,7 @@ pub trait Driver: Send {
 }
 
 /// The descriptors of one driver.
-pub type Descriptors<'a> = arrayvec::ArrayVec<BorrowedFd<'a>, 4>;
+pub type Descriptors<'a> = arrayvec::ArrayVec<BorrowedFd<'a>, 6>;
 
 /// How much was carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

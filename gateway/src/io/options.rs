@@ -75,13 +75,69 @@ pub(super) fn refuse_everything(socket: BorrowedFd<'_>) -> io::Result<()> {
         jf: 0,
         k: 0,
     };
+    attach_filter(socket, &[accept_no_byte])
+}
+
+/// Lets in what a classic BPF program accepts; takes the place of the one before.
+pub(super) fn attach_filter(
+    socket: BorrowedFd<'_>,
+    instructions: &[libc::sock_filter],
+) -> io::Result<()> {
     let program = libc::sock_fprog {
-        len: 1,
-        filter: std::ptr::from_ref(&accept_no_byte).cast_mut(),
+        len: u16::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        filter: instructions.as_ptr().cast_mut(),
     };
-    // SAFETY: the option takes a sock_fprog; it points to one instruction, which lives through the call
-    // and which the kernel only reads, and copies.
+    // SAFETY: the option takes a sock_fprog; it points to as many instructions as it says, which live
+    // through the call and which the kernel only reads, checks, and copies.
     unsafe { set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program) }
+}
+
+/// Lets an IPv6 socket be bound to an address that is not ours.
+pub(super) fn set_ipv6_freebind(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
+    let on = libc::c_int::from(on);
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, &on) }
+}
+
+/// Lets each message of a packet socket begin with a virtio_net_hdr: several packets may come as one.
+pub(super) fn set_packet_vnet_header(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::SOL_PACKET, PACKET_VNET_HDR, &on) }
+}
+
+/// Asks for a tpacket_auxdata with each message of a packet socket: where IP begins.
+pub(super) fn report_link_header(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let on: libc::c_int = 1;
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::SOL_PACKET, PACKET_AUXDATA, &on) }
+}
+
+/// From linux/if_packet.h; the C library leaves them out.
+const PACKET_VNET_HDR: libc::c_int = 15;
+pub(super) const PACKET_AUXDATA: libc::c_int = 8;
+
+/// Lets packet sockets share what comes, by kind (`PACKET_FANOUT_…`), in a group; answers its number.
+pub(super) fn join_packet_fanout(
+    socket: BorrowedFd<'_>,
+    kind: libc::c_uint,
+    group: u16,
+) -> io::Result<u16> {
+    let wanted: libc::c_uint = kind << 16 | libc::c_uint::from(group);
+    let mut joined: libc::c_uint = 0;
+    let mut bytes = mem::size_of_val(&joined) as libc::socklen_t;
+    // SAFETY: the option takes an int; and it answers one, into memory of that size that nobody else uses.
+    unsafe {
+        set(socket, libc::SOL_PACKET, libc::PACKET_FANOUT, &wanted)?;
+        check(libc::getsockopt(
+            raw(socket),
+            libc::SOL_PACKET,
+            libc::PACKET_FANOUT,
+            std::ptr::from_mut(&mut joined).cast(),
+            &mut bytes,
+        ))?;
+    }
+    Ok(joined as u16)
 }
 
 /// What the kernel does with the Don't Fragment bit of the packets a socket sends.

@@ -1,7 +1,8 @@
-//! The public side of one worker: its UDP sockets and, where asked for, raw sockets for plain ESP.
+//! The public side of one worker: its UDP sockets and, where asked for, raw sockets for plain ESP and its
+//! share of a port that another program owns.
 
 use super::{
-    Descriptors, Driver, RawEsp, RawReceive, Traffic,
+    Descriptors, Driver, RawEsp, RawReceive, SharedPort, Traffic,
     udp::{SocketError, UdpOffloads, UdpOuter},
 };
 use esplane_api::{DropCounters, DropReason};
@@ -16,6 +17,7 @@ use std::{
 pub struct OuterSockets {
     udp: Vec<UdpOuter>,
     raw: Option<RawEsp>,
+    shared: Option<SharedPort>,
     /// Which UDP socket sends to IPv4 peers, and which to IPv6 ones.
     sends: Sends,
     /// Whose turn it is to receive first.
@@ -70,9 +72,16 @@ impl OuterSockets {
         Self {
             udp,
             raw,
+            shared: None,
             sends,
             turn: 0,
         }
+    }
+
+    /// The same, and ESP in UDP besides on a port that another program owns.
+    pub fn beside(mut self, shared: SharedPort) -> Self {
+        self.shared = Some(shared);
+        self
     }
 
     /// The port of its first UDP socket; 0 if it has none.
@@ -82,15 +91,18 @@ impl OuterSockets {
 
     /// Which offloads its UDP sockets have.
     pub fn offloads(&self) -> UdpOffloads {
-        self.udp
-            .first()
-            .map_or(UdpOffloads::default(), UdpOuter::offloads)
+        let shared = self.shared.as_ref().map(SharedPort::offloads);
+        let own = self.udp.first().map(UdpOuter::offloads);
+        own.or(shared).unwrap_or_default()
     }
 
     /// The same with every packet by itself: to compare with. Before anything is received.
     pub fn without_offloads(mut self) -> Self {
         for socket in &mut self.udp {
             socket.set_offloads(false);
+        }
+        if let Some(shared) = &mut self.shared {
+            shared.set_offloads(false);
         }
         self
     }
@@ -99,20 +111,24 @@ impl OuterSockets {
     pub fn transmitter(&self) -> io::Result<OuterTransmitter> {
         let udp: io::Result<Vec<_>> = self.udp.iter().map(UdpOuter::another_sender).collect();
         let raw = self.raw.as_ref().map(RawEsp::another_sender);
-        Ok(OuterTransmitter(Self::new(udp?, raw.transpose()?)))
+        let shared = self.shared.as_ref().map(SharedPort::another_sender);
+        let mut sockets = Self::new(udp?, raw.transpose()?);
+        sockets.shared = shared.transpose()?;
+        Ok(OuterTransmitter(sockets))
     }
 }
 
 impl Driver for OuterSockets {
     fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
-        let sources = self.udp.len() + usize::from(self.raw.is_some());
         self.turn = self.turn.wrapping_add(1);
-        for source in 0..sources {
-            let source = (source + self.turn) % sources;
-            match (self.udp.get_mut(source), &mut self.raw) {
-                (Some(udp), _) => udp.receive(batch, drops)?,
-                (None, Some(raw)) => raw.receive(batch, drops)?,
-                (None, None) => {}
+        let udp = self.udp.len();
+        for source in 0..udp + 2 {
+            let source = (source + self.turn) % (udp + 2);
+            match (self.udp.get_mut(source), &mut self.raw, &mut self.shared) {
+                (Some(udp), _, _) => udp.receive(batch, drops)?,
+                (None, Some(raw), _) if source == udp => raw.receive(batch, drops)?,
+                (None, _, Some(shared)) if source > udp => shared.receive(batch, drops)?,
+                (None, _, _) => {}
             }
         }
         Ok(())
@@ -120,12 +136,20 @@ impl Driver for OuterSockets {
 
     fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
         let (mut sent, sends) = (Traffic::default(), self.sends);
+        let shared_port = self.shared.as_ref().map(SharedPort::port);
         for (index, socket) in self.udp.iter_mut().enumerate() {
-            let claims = |outer: &Outer| outer.udp && sends.to(outer.remote.ip()) == Some(index);
+            let claims = |outer: &Outer| {
+                outer.udp
+                    && Some(outer.local_port) != shared_port
+                    && sends.to(outer.remote.ip()) == Some(index)
+            };
             sent += socket.transmit_claimed(batch, claims, drops);
         }
         if let Some(raw) = &mut self.raw {
             sent += raw.transmit(batch, drops);
+        }
+        if let Some(shared) = &mut self.shared {
+            sent += shared.transmit(batch, drops);
         }
         self.count_unreachable(batch, drops);
         sent
@@ -133,24 +157,19 @@ impl Driver for OuterSockets {
 
     fn poll_descriptors(&self) -> Descriptors<'_> {
         let raw = self.raw.iter().flat_map(Driver::poll_descriptors);
-        self.udp
-            .iter()
-            .map(UdpOuter::as_fd)
-            .chain(raw)
-            .take(4)
-            .collect()
+        let shared = self.shared.iter().flat_map(Driver::poll_descriptors);
+        let udp = self.udp.iter().map(UdpOuter::as_fd);
+        udp.chain(raw).chain(shared).take(6).collect()
     }
 }
 
 impl OuterSockets {
     /// Packets that none of the sockets can carry: of a family, or an encapsulation, that was not opened.
     fn count_unreachable(&self, batch: &Batch, drops: &mut DropCounters) {
-        let carried = |outer: &Outer| {
-            if outer.udp {
-                self.sends.to(outer.remote.ip()).is_some()
-            } else {
-                self.raw.as_ref().is_some_and(|raw| raw.claims(outer))
-            }
+        let carried = |outer: &Outer| match &self.shared {
+            _ if !outer.udp => self.raw.as_ref().is_some_and(|raw| raw.claims(outer)),
+            Some(shared) if shared.port() == outer.local_port => shared.claims(outer),
+            _ => self.sends.to(outer.remote.ip()).is_some(),
         };
         let lost = batch
             .packets()

@@ -56,10 +56,10 @@ pub fn wait(
     descriptors: &[Descriptors<'_>],
     timeout: Option<Duration>,
 ) -> io::Result<Woken> {
-    let mut polled: arrayvec::ArrayVec<PollFd<'_>, 9> = arrayvec::ArrayVec::new();
+    let mut polled: arrayvec::ArrayVec<PollFd<'_>, 13> = arrayvec::ArrayVec::new();
     polled.push(PollFd::new(waker, PollFlags::IN));
     for descriptor in descriptors.iter().flatten() {
-        // Two drivers of four descriptors fit; a third driver's surplus would only be slow, not lost.
+        // Two drivers of six descriptors fit; a third driver's surplus would only be slow, not lost.
         let _ = polled.try_push(PollFd::from_borrowed_fd(*descriptor, PollFlags::IN));
     }
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -1,8 +1,10 @@
 //! Plain ESP (IP protocol 50) over raw sockets.
 //!
 //! A raw socket gets a copy of *every* ESP packet that reaches the machine; there is no sharing out as among
-//! UDP sockets. So one worker receives ([`RawReceive::Everything`]) and the others only send. An open raw
-//! socket also keeps the kernel from answering each packet with ICMP "protocol unreachable".
+//! UDP sockets. So one worker receives ([`RawReceive::Everything`]) and the others only send.
+//!
+//! An open raw socket also keeps the kernel from answering each packet with ICMP "protocol unreachable", as
+//! long as its buffer is not full; one that refuses everything never is, so there is always one of those.
 
 use super::{
     Descriptors, Driver, Traffic, options,
@@ -41,6 +43,8 @@ pub struct RawEsp {
     v4: MessageSocket,
     v6: Option<MessageSocket>,
     receives: bool,
+    /// Beside a socket that receives: so that bursts cause no ICMP.
+    _guards: Vec<OwnedFd>,
     /// Which family receives first next time, so that neither starves the other.
     v6_first: bool,
 }
@@ -63,9 +67,14 @@ impl RawEsp {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             Err(error) => return Err(failed(error)),
         };
+        let guards = match receive {
+            RawReceive::Everything => guards(v6.is_some()).map_err(failed)?,
+            RawReceive::Nothing => Vec::new(),
+        };
         Ok(Self {
             v4,
             v6,
+            _guards: guards,
             receives: receive == RawReceive::Everything,
             v6_first: false,
         })
@@ -78,6 +87,7 @@ impl RawEsp {
             v4: self.v4.another_sender()?,
             v6: v6.transpose()?,
             receives: false,
+            _guards: Vec::new(),
             v6_first: false,
         })
     }
@@ -137,6 +147,17 @@ impl Driver for RawEsp {
             .map(MessageSocket::as_fd)
             .collect()
     }
+}
+
+fn guards(ipv6: bool) -> io::Result<Vec<OwnedFd>> {
+    let families = [
+        Some(AddressFamily::INET),
+        ipv6.then_some(AddressFamily::INET6),
+    ];
+    let families = families.into_iter().flatten();
+    families
+        .map(|family| open(family, RawReceive::Nothing))
+        .collect()
 }
 
 fn open(family: AddressFamily, receive: RawReceive) -> io::Result<OwnedFd> {

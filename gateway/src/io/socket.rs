@@ -94,6 +94,16 @@ impl MessageSocket {
         UdpOffloads { gso: self.gso, gro }
     }
 
+    /// Lets packets leave as one message, or not, on a socket that receives nothing.
+    pub(super) fn set_segmentation(&mut self, on: bool) {
+        self.gso = on && options::can_segment(self.as_fd());
+    }
+
+    /// Whether they may.
+    pub(super) fn segments(&self) -> bool {
+        self.gso
+    }
+
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }

@@ -27,7 +27,7 @@ use std::{
 
 type Story = fn();
 
-const STORIES: [(&str, Story); 14] = [
+const STORIES: [(&str, Story); 20] = [
     ("esp_in_udp_over_ipv4_carries_everything", || {
         carries_everything(Encapsulation::Udp, Family::V4)
     }),
@@ -40,6 +40,30 @@ const STORIES: [(&str, Story); 14] = [
     ("plain_esp_over_ipv6_carries_everything", || {
         carries_everything(Encapsulation::Plain, Family::V6)
     }),
+    (
+        "esp_beside_the_owner_of_its_port_carries_everything",
+        || carries_everything(Encapsulation::Beside, Family::V4),
+    ),
+    (
+        "esp_beside_the_owner_of_its_port_over_ipv6_carries_everything",
+        || carries_everything(Encapsulation::Beside, Family::V6),
+    ),
+    (
+        "bulk_tcp_beside_the_owner_of_the_port_arrives_whole",
+        || bulk_arrives(Encapsulation::Beside, [true, true]),
+    ),
+    (
+        "bulk_tcp_beside_the_owner_of_the_port_without_offloads",
+        || bulk_arrives(Encapsulation::Beside, [false, true]),
+    ),
+    (
+        "fragments_beside_the_owner_of_the_port_are_put_together",
+        || fragments_arrive(Encapsulation::Beside),
+    ),
+    (
+        "ike_stays_with_the_owner_of_the_port",
+        ike_stays_with_its_owner,
+    ),
     ("bulk_tcp_arrives_whole_with_offloads", || {
         bulk_arrives(Encapsulation::Udp, [true, true])
     }),
@@ -55,7 +79,7 @@ const STORIES: [(&str, Story); 14] = [
     ),
     (
         "packets_longer_than_the_way_out_leave_singly_in_fragments",
-        fragments_arrive,
+        || fragments_arrive(Encapsulation::Udp),
     ),
     (
         "the_first_packets_wait_for_the_first_sa",
@@ -164,8 +188,8 @@ fn datagrams_arrive_as_sent() {
 }
 
 /// What leaves together must fit the MTU; what does not is fragmented, which works one by one only.
-fn fragments_arrive() {
-    let mut sites = Sites::start(Encapsulation::Udp, Family::V4);
+fn fragments_arrive(encapsulation: Encapsulation) {
+    let mut sites = Sites::start(encapsulation, Family::V4);
     sites.install_sas();
     for site in [&sites.a, &sites.b] {
         site.set_link_mtu(1300);
@@ -173,6 +197,43 @@ fn fragments_arrive() {
     // IPv6 has no Don't Fragment bit that the outer header could copy.
     traffic::bulk(&sites, &[Family::V6], 1, 200_000);
     nothing_is_lost(sites);
+}
+
+/// IKE and keepalives reach the port's owner as if nobody else were there, and its answers leave; ESP to an address
+/// that is none of the tunnels' is nobody's.
+fn ike_stays_with_its_owner() {
+    for family in [Family::V4, Family::V6] {
+        let mut sites = Sites::start(Encapsulation::Beside, family);
+        sites.install_sas();
+        let echoed = traffic::echo_numbered_datagrams(&sites, 1, 20) as u64;
+        let [a, b] = [&sites.a, &sites.b].map(|site| site.charon(family));
+        for (message, answer) in [
+            (&b"\0\0\0\0ike"[..], &b"\0\0\0\0answer"[..]),
+            (b"\xff", b"\xff"),
+        ] {
+            a.send_to(message, sites.b.outer_socket(family)).unwrap();
+            assert_eq!(
+                site::next_ike(&b),
+                (message.to_vec(), sites.a.outer_socket(family))
+            );
+            b.send_to(answer, sites.a.outer_socket(family)).unwrap();
+            assert_eq!(
+                site::next_ike(&a),
+                (answer.to_vec(), sites.b.outer_socket(family))
+            );
+        }
+        // The tunnel has moved elsewhere, so what still comes to the old address is not even looked at.
+        sites.b.listen_at(&["192.0.2.200", "2001:db8::200"]);
+        a.send_to(b"\x11\x11\x11\x11 esp", sites.b.outer_socket(family))
+            .unwrap();
+        sites.b.listen_at(&["192.0.2.2", "2001:db8::2"]);
+        let echoed = echoed + traffic::echo_numbered_datagrams(&sites, 1, 20) as u64;
+        let Sites { a, b } = sites;
+        for counters in [a.stop(), b.stop()] {
+            assert_eq!(counters.outer_received.packets, echoed, "{counters:?}");
+            assert_eq!(counters.drops.unexpected(), 0, "{counters:?}");
+        }
+    }
 }
 
 /// Packets sent before there is an SA wait, and all arrive, in order, once there is one.

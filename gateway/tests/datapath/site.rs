@@ -10,7 +10,10 @@ use esplane_dataplane::{OuterHeaders, Settings, TableWriter, Tables};
 use esplane_gateway::{
     aead,
     hold::HoldLimits,
-    io::{OuterSockets, TunOffloads, TunOptions, TunQueue, UdpOffloads, frame_bytes},
+    io::{
+        AddressFilter, OuterSockets, SharedPort, TunOffloads, TunOptions, TunQueue, UdpOffloads,
+        frame_bytes,
+    },
     netlink::{Netlink, NetlinkError},
     worker::{
         self, BATCH_PACKETS, ToControl, WorkerCounters, WorkerHandle, WorkerSetup, WorkerSnapshot,
@@ -19,7 +22,7 @@ use esplane_gateway::{
 use nix::sched::{CloneFlags, setns, unshare};
 use std::{
     fs::File,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsFd, OwnedFd},
     panic::resume_unwind,
     sync::Arc,
@@ -37,6 +40,8 @@ const TUNNEL: TunnelId = TunnelId(1);
 pub enum Encapsulation {
     Udp,
     Plain,
+    /// In UDP, on a port that another program owns.
+    Beside,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -59,6 +64,9 @@ pub struct Site {
     tables: Arc<ArcSwap<Tables>>,
     counters: Vec<Arc<WorkerCounters>>,
     workers: Vec<WorkerHandle>,
+    /// The owner of the port, of either family, and at which addresses we take ESP beside it.
+    charon: Vec<UdpSocket>,
+    filter: Option<AddressFilter>,
     pub control: mpsc::Receiver<ToControl>,
 }
 
@@ -112,10 +120,13 @@ impl Site {
             writer,
             counters: Vec::new(),
             workers: Vec::new(),
+            charon: Vec::new(),
+            filter: None,
             control,
         };
         site.apply(vec![site.tunnel()]);
-        let (tuns, sockets) = within(&site.namespace, || site.open_drivers(offloads));
+        let inside = site.namespace.try_clone().expect("another descriptor");
+        let (tuns, sockets) = within(&inside, || site.open_drivers(offloads));
         for (index, (tun, outer)) in tuns.into_iter().zip(sockets).enumerate() {
             let counters = Arc::new(WorkerCounters::new());
             let worker = worker::spawn(WorkerSetup {
@@ -136,7 +147,7 @@ impl Site {
         site
     }
 
-    fn open_drivers(&self, offloads: bool) -> (Vec<TunQueue>, Vec<OuterSockets>) {
+    fn open_drivers(&mut self, offloads: bool) -> (Vec<TunQueue>, Vec<OuterSockets>) {
         let options = TunOptions {
             offloads,
             ..TunOptions::new("esp0", WORKERS)
@@ -145,10 +156,22 @@ impl Site {
         block_on(self.configure_tun()).expect("addresses and routes");
         let listen: Vec<SocketAddr> = match self.encapsulation {
             Encapsulation::Udp => vec![SocketAddr::new("::".parse().unwrap(), UDP_PORT)],
-            Encapsulation::Plain => Vec::new(),
+            Encapsulation::Plain | Encapsulation::Beside => Vec::new(),
         };
         let plain = self.encapsulation == Encapsulation::Plain;
         let mut sockets = OuterSockets::open_group(&listen, plain, WORKERS).expect("sockets");
+        if self.encapsulation == Encapsulation::Beside {
+            self.charon = ["0.0.0.0", "::"].map(own_port).into();
+            let (shares, filter) = SharedPort::open_group(UDP_PORT, WORKERS).expect("sockets");
+            let with_shares = sockets.into_iter().zip(shares);
+            sockets = with_shares
+                .map(|(sockets, share)| sockets.beside(share))
+                .collect();
+            self.filter = Some(filter);
+            let addresses =
+                [Family::V4, Family::V6].map(|family| outer_address(self.which, family));
+            self.listen_at(&addresses.map(|address| address.to_string()));
+        }
         if !offloads {
             let without = sockets.into_iter().map(OuterSockets::without_offloads);
             sockets = without.collect();
@@ -172,6 +195,23 @@ impl Site {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Takes ESP beside the port's owner at these addresses.
+    pub fn listen_at(&mut self, addresses: &[impl AsRef<str>]) {
+        let addresses = addresses.iter().map(|text| text.as_ref().parse().unwrap());
+        let filter = self.filter.as_mut().expect("a shared port");
+        filter.listen_at(addresses.collect()).expect("a filter");
+    }
+
+    /// The socket that owns the port.
+    pub fn charon(&self, family: Family) -> UdpSocket {
+        let socket = &self.charon[usize::from(family == Family::V6)];
+        socket.try_clone().expect("another descriptor")
+    }
+
+    pub fn outer_socket(&self, family: Family) -> SocketAddr {
+        SocketAddr::new(outer_address(self.which, family), UDP_PORT)
     }
 
     pub fn namespace(&self) -> &OwnedFd {
@@ -234,7 +274,7 @@ impl Site {
         let path = OuterPath::new(
             outer_address(self.which, self.family),
             outer_address(1 - self.which, self.family),
-            (self.encapsulation == Encapsulation::Udp).then_some(encap),
+            (self.encapsulation != Encapsulation::Plain).then_some(encap),
         );
         SaParams {
             tunnel: TUNNEL,
@@ -358,6 +398,32 @@ pub fn block_on<T>(job: impl Future<Output = T>) -> T {
         .enable_all()
         .build();
     runtime.expect("a runtime").block_on(job)
+}
+
+/// As charon does: every address, shared.
+fn own_port(address: &str) -> UdpSocket {
+    let address = SocketAddr::new(address.parse().unwrap(), UDP_PORT);
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None).expect("a socket");
+    socket.set_reuse_address(true).expect("a shared port");
+    if address.is_ipv6() {
+        socket.set_only_v6(true).expect("IPv6 alone");
+    }
+    socket.bind(&address.into()).expect("the port");
+    let patience = Some(Duration::from_secs(10));
+    socket.set_read_timeout(patience).expect("patience");
+    socket.into()
+}
+
+/// What the port's owner hears next that is no ESP: without UDP_ENCAP it hears that, too.
+pub fn next_ike(charon: &UdpSocket) -> (Vec<u8>, SocketAddr) {
+    loop {
+        let mut buffer = [0; 2048];
+        let (bytes, from) = charon.recv_from(&mut buffer).expect("a message");
+        if bytes < 4 || buffer[..4] == [0; 4] {
+            return (buffer[..bytes].to_vec(), from);
+        }
+    }
 }
 
 fn outer_address(which: usize, family: Family) -> IpAddr {
