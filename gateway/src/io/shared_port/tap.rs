@@ -138,8 +138,8 @@ impl Tap {
                 }
             }
             if self.next >= self.arrived {
-                if self.arrived > 0 {
-                    self.usual = (self.unpacked / self.arrived).max(1);
+                if let Some(usual) = self.unpacked.checked_div(self.arrived) {
+                    self.usual = usual.max(1);
                     self.arrived = 0;
                 }
                 return;
