@@ -84,16 +84,19 @@ pub struct ChildSa {
 impl ChildSa {
     /// Every pair of a local and a remote selector of one family.
     pub fn selectors(&self) -> Vec<SelectorPair> {
-        let pairs = self.local_ts.iter().flat_map(|local| {
-            self.remote_ts.iter().map(|remote| SelectorPair {
-                local: *local,
-                remote: *remote,
-            })
-        });
-        pairs
-            .filter(|pair| pair.local.first().is_ipv4() == pair.remote.first().is_ipv4())
-            .collect()
+        pairs(&self.local_ts, &self.remote_ts)
     }
+}
+
+fn pairs(local: &[TrafficSelector], remote: &[TrafficSelector]) -> Vec<SelectorPair> {
+    let all = local.iter().flat_map(|local| {
+        remote.iter().map(|remote| SelectorPair {
+            local: *local,
+            remote: *remote,
+        })
+    });
+    all.filter(|pair| pair.local.first().is_ipv4() == pair.remote.first().is_ipv4())
+        .collect()
 }
 
 /// A CHILD_SA's state, as `swanctl --list-sas` shows it.
@@ -176,6 +179,13 @@ pub struct CharonStats {
     pub half_open: u32,
     /// What it has loaded; `kernel-netlink` is the one that hands keys to the kernel.
     pub plugins: Vec<String>,
+}
+
+impl Trap {
+    /// Every pair of a local and a remote selector of one family.
+    pub fn selectors(&self) -> Vec<SelectorPair> {
+        pairs(&self.local_ts, &self.remote_ts)
+    }
 }
 
 /// What charon tells.
