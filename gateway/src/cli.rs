@@ -85,11 +85,13 @@ pub struct ShowArgs {
     pub api: Option<String>,
 }
 
-/// The tables of `show`.
+/// The tables of `show`. (`tunnels` is no table.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ShowWhat {
     /// Tunnels and how they are
     Peers,
+    /// The same at length; strongSwan's by connections and children, as swanctl shows them
+    Tunnels,
     /// Security associations, installed now
     Sas,
     /// Networks that lead into tunnels

@@ -11,13 +11,14 @@ use crate::{
     control::{self, Control, ControlHandle, Dummies, Ended, StaticSource, Statics},
     hold::HoldLimits,
     http::Server,
-    io::{Driver, OuterSockets, TunOptions, TunQueue, frame_bytes},
+    io::{AddressFilter, Driver, OuterSockets, SharedPort, TunOptions, TunQueue, frame_bytes},
     keys,
     netlink::Netlink,
     network::{Network, inner_mtu},
     node::Node,
     resolver::Resolver,
     status::ReloadTotals,
+    strongswan::{Link, Takeover},
     telemetry::logging,
     worker::{self, BATCH_PACKETS, ToControl, WorkerCounters, WorkerHandle, WorkerSetup},
 };
@@ -64,14 +65,16 @@ async fn start(
 ) -> Started<(Control, ControlHandle, Server)> {
     let clock = Clock::start();
     let netlink = Netlink::open()?;
-    let mtu = inner_mtu(&netlink, &config).await;
+    let mtu = inner_mtu(&netlink, &config, &[]).await;
+    // Of imported tunnels the way is known later, and may be wider.
+    let mtu_max = mtu.max(1500);
 
     // 1. The API first: a second daemon of the same configuration notices here.
     let server = Server::bind(&config.api).await?;
     // 2. Queues and sockets; they receive nothing useful until the workers run.
     let count = config.workers.count();
     let inner = TunQueue::open(&TunOptions::new(&config.interface.name, count))?;
-    let outer = OuterSockets::open_group(&[config.listen], config.uses_plain_esp(), count)?;
+    let (outer, filter) = open_outer(&config, count)?;
     let transmitter = match outer.first() {
         Some(sockets) => sockets.transmitter()?,
         None => return Err("no worker is configured".into()),
@@ -88,21 +91,27 @@ async fn start(
         _ => "none".to_owned(),
     };
     let mut node = Node::new(engine(&config)?, TableWriter::new(settings, aead));
+    if let Some(strongswan) = &config.strongswan {
+        node = node.with_importer(Takeover::importer(strongswan));
+    }
     let mut statics = Statics::new(config.state_dir.clone());
     let now = clock.now();
     fill(&mut node, &mut statics, &config, &ids, now)?;
     // 4. Workers.
     let tables = Arc::new(ArcSwap::new(node.tables()));
     let (to_control, from_workers) = mpsc::channel(TO_CONTROL);
-    let (workers, counters) = spawn_workers(inner, outer, mtu, &tables, &to_control)?;
+    let (workers, counters) = spawn_workers(inner, outer, mtu_max, &tables, &to_control)?;
     // 5. Addresses and routes last: from here on packets come.
     let network = Network::set_up(netlink, &config, mtu).await?;
     let (handle, requests) = control::channel(config.static_sa_context());
     let resolver = Resolver::start(&config);
+    let takeover = config.strongswan.as_ref().zip(filter);
+    let takeover =
+        takeover.map(|(strongswan, filter)| Takeover::new(Link::start(strongswan), filter));
     info!(
-        "node `{}`: listening on {}, interface {} (MTU {mtu}), {count} workers, AEAD {}, offloads: {offloads}",
+        "node `{}`: {}, interface {} (MTU {mtu}), {count} workers, AEAD {}, offloads: {offloads}",
         config.name,
-        config.listen,
+        where_esp_arrives(&config),
         config.interface.name,
         aead.name()
     );
@@ -117,7 +126,10 @@ async fn start(
         dummies: Dummies::new(),
         network,
         mtu,
+        mtu_max,
         statics,
+        takeover,
+        unrouted: BTreeMap::new(),
         resolver,
         resolved: BTreeMap::new(),
         log,
@@ -154,6 +166,39 @@ async fn serve(mut control: Control, handle: ControlHandle, server: Server) -> S
         }
         Ended::WorkerFailed(error) => Err(error.into()),
     }
+}
+
+/// All sockets towards peers; beside strongSwan also what says at which addresses they listen.
+fn open_outer(
+    config: &Config,
+    workers: usize,
+) -> Started<(Vec<OuterSockets>, Option<AddressFilter>)> {
+    let own = [config.listen];
+    let own = if config.uses_own_port() {
+        &own[..]
+    } else {
+        &[]
+    };
+    let outer = OuterSockets::open_group(own, config.uses_plain_esp(), workers)?;
+    let Some(strongswan) = &config.strongswan else {
+        return Ok((outer, None));
+    };
+    let (shares, filter) = SharedPort::open_group(strongswan.port, workers)?;
+    let outer = outer.into_iter().zip(shares);
+    let outer = outer.map(|(sockets, share)| sockets.beside(share));
+    Ok((outer.collect(), Some(filter)))
+}
+
+fn where_esp_arrives(config: &Config) -> String {
+    let own = config
+        .uses_own_port()
+        .then(|| format!("listening on {}", config.listen));
+    let shared = config
+        .strongswan
+        .as_ref()
+        .map(|strongswan| format!("beside strongSwan on UDP port {}", strongswan.port));
+    let all: Vec<String> = own.into_iter().chain(shared).collect();
+    all.join(", ")
 }
 
 fn engine(config: &Config) -> Started<Engine> {

@@ -9,7 +9,8 @@
 //!                          tables │              │ events, handshake messages
 //!                            ┌────┴──────────────▼──────┐
 //!                            │ control/    (one task)   │──▶ network.rs, netlink/   routes, addresses
-//!                            │  node.rs: control-noise  │──▶ reservation.rs         state that outlives us
+//!                            │  node.rs: control-noise, │──▶ reservation.rs         state that outlives us
+//!                            │   control-vici           │──▶ strongswan/            charon, the kernel's SAs
 //!                            └────▲──────────────▲──────┘──▶ telemetry/             log, metrics
 //!                                 │              │
 //!                        config/, SIGHUP      http/ ◀── show.rs, Prometheus
@@ -37,5 +38,6 @@ pub mod reservation;
 pub mod resolver;
 pub mod show;
 pub mod status;
+pub mod strongswan;
 pub mod telemetry;
 pub mod worker;

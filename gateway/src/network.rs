@@ -66,16 +66,7 @@ impl Network {
         &mut self,
         wanted: &BTreeMap<IpPrefix, u32>,
     ) -> Result<(), NetlinkError> {
-        for (prefix, metric) in wanted {
-            if self.routes.get(prefix) != Some(metric) {
-                self.installed
-                    .add_route(*prefix, self.link, *metric)
-                    .await?;
-                if let Some(old) = self.routes.insert(*prefix, *metric) {
-                    self.installed.remove_route(*prefix, self.link, old).await?;
-                }
-            }
-        }
+        self.add_missing(wanted).await?;
         let stale: Vec<_> = self
             .routes
             .iter()
@@ -89,6 +80,50 @@ impl Network {
             self.routes.remove(&prefix);
         }
         Ok(())
+    }
+
+    async fn add_missing(&mut self, wanted: &BTreeMap<IpPrefix, u32>) -> Result<(), NetlinkError> {
+        for (prefix, metric) in wanted {
+            if self.routes.get(prefix) != Some(metric) {
+                self.installed
+                    .add_route(*prefix, self.link, *metric)
+                    .await?;
+                if let Some(old) = self.routes.insert(*prefix, *metric) {
+                    self.installed.remove_route(*prefix, self.link, old).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The same, but what the kernel refuses is answered, and the others come all the same.
+    pub async fn set_what_can_be(
+        &mut self,
+        wanted: &BTreeMap<IpPrefix, u32>,
+    ) -> BTreeMap<IpPrefix, NetlinkError> {
+        let mut refused = BTreeMap::new();
+        let mut possible = BTreeMap::new();
+        for (prefix, metric) in wanted {
+            let one = BTreeMap::from([(*prefix, *metric)]);
+            match self.add_missing(&one).await {
+                Ok(()) => possible.extend(one),
+                Err(error) => _ = refused.insert(*prefix, error),
+            }
+        }
+        if let Err(error) = self.change_routes(&possible).await {
+            warn!("{error}");
+        }
+        refused
+    }
+
+    /// Gives the interface another MTU.
+    pub async fn set_mtu(&self, mtu: u32) -> Result<(), NetlinkError> {
+        self.installed.netlink().set_mtu(self.link, mtu).await
+    }
+
+    /// The connection to the kernel.
+    pub fn netlink(&self) -> &Netlink {
+        self.installed.netlink()
     }
 
     /// The routes that the kernel has from us, with their metrics.
@@ -105,13 +140,13 @@ impl Network {
 }
 
 /// The interface's MTU: as configured, or the largest that leaves ESP unfragmented on the way to every peer
-/// whose address is known.
-pub async fn inner_mtu(netlink: &Netlink, config: &Config) -> u32 {
+/// whose address is known. `imported` are the paths of the tunnels that strongSwan has negotiated so far.
+pub async fn inner_mtu(netlink: &Netlink, config: &Config, imported: &[OuterPath]) -> u32 {
     if let Mtu::Bytes(bytes) = config.interface.mtu {
         return bytes.into();
     }
     let mut mtu = u32::MAX;
-    for path in paths(config) {
+    for path in paths(config, imported) {
         let outer = match netlink.route_mtu_to(path.remote()).await {
             _ if path.remote().is_loopback() => USUAL_MTU, // stands for an unknown address
             Ok(outer) => outer,
@@ -135,13 +170,16 @@ pub async fn inner_mtu(netlink: &Netlink, config: &Config) -> u32 {
 }
 
 /// The way to each peer; where the address is not known yet, one over IPv6, which costs most.
-fn paths(config: &Config) -> Vec<OuterPath> {
+fn paths(config: &Config, imported: &[OuterPath]) -> Vec<OuterPath> {
     let unknown = IpAddr::V6(Ipv6Addr::LOCALHOST);
     let port = config.listen.port();
     let encap = Some(UdpEncap {
         local_port: port,
         remote_port: port,
     });
+    let not_negotiated = config.strongswan.is_some() && imported.is_empty();
+    let not_negotiated = not_negotiated
+        .then(|| OuterPath::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), unknown, encap).ok());
     let peers = config.peers.iter().filter_map(|peer| {
         let remote = match &peer.endpoint {
             Some(Endpoint::Address(address)) => address.ip(),
@@ -156,5 +194,7 @@ fn paths(config: &Config) -> Vec<OuterPath> {
     });
     peers
         .chain(config.static_sas.iter().map(|sa| sa.path))
+        .chain(not_negotiated.flatten())
+        .chain(imported.iter().copied())
         .collect()
 }

@@ -1,18 +1,28 @@
-//! One gateway without its sockets: the key exchange and the dataplane's tables, joined.
+//! One gateway without its sockets: the control planes and the dataplane's tables, joined.
 //!
 //! ```text
-//!   datagrams, events, time ──▶ Node ──▶ Action (send, wake workers, store a reservation, tell someone)
-//!                               │  ▲
-//!                     SaCommand ▼  │ SaEvent
-//!            Engine (Noise) ──▶ TableWriter ──▶ Arc<Tables>, read by the workers
+//!   datagrams, facts, events, time ──▶ Node ──▶ Action (send, ask, wake workers, store, tell someone)
+//!                                      │  ▲
+//!                            SaCommand ▼  │ SaEvent, of each tunnel to the one that made it
+//!   Engine (Noise), Importer (strongSwan) ──▶ TableWriter ──▶ Arc<Tables>, read by the workers
 //! ```
 //!
 //! Like the crates it joins it reads no clock and opens no socket, so the daemon
 //! (`control.rs`) and the simulated networks of the tests drive the very same code.
 
-use crate::status::{Traffic, TrafficLedger};
-use esplane_api::{DropCounters, Now, SaCommand, SaEvent, SaId, SaPair, TunnelId, TunnelParams};
+use crate::{
+    status::{Traffic, TrafficLedger},
+    strongswan::is_imported,
+};
+use esplane_api::{
+    DropCounters, IpPrefix, Now, SaCommand, SaEvent, SaId, SaPair, TunnelId, TunnelParams,
+};
 use esplane_control_noise::{ConfigError, Engine, Notice, Output, PeerConfig, PeerStatus};
+use esplane_control_vici::{
+    importer::{ChildStatus, ImportNotice, ImportOutput, Importer},
+    vici::{ViciEvent, ViciRequest},
+    xfrm::{XfrmEvent, XfrmRequest},
+};
 use esplane_dataplane::{CommandError, TableWriter, Tables};
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -46,6 +56,12 @@ pub enum Action {
     StaticSaEnded(SaEvent),
     /// Something people may want to know.
     Notice(Notice),
+    /// Ask the kernel, or whoever plays its part.
+    Xfrm(XfrmRequest),
+    /// Ask charon.
+    Vici(ViciRequest),
+    /// Something people may want to know of a strongSwan's tunnel.
+    ImportNotice(ImportNotice),
     /// The dataplane refused what the key exchange asked for. Nothing of it was carried out.
     Refused(CommandError),
 }
@@ -53,6 +69,7 @@ pub enum Action {
 /// One gateway without its sockets. See the [module](self).
 pub struct Node {
     engine: Engine,
+    importer: Option<Importer>,
     tables: TableWriter,
     static_tunnels: BTreeSet<TunnelId>,
     ledger: TrafficLedger,
@@ -64,11 +81,18 @@ impl Node {
     pub fn new(engine: Engine, tables: TableWriter) -> Self {
         Self {
             engine,
+            importer: None,
             tables,
             static_tunnels: BTreeSet::new(),
             ledger: TrafficLedger::default(),
             actions: VecDeque::new(),
         }
+    }
+
+    /// The same with the tunnels of a strongSwan.
+    pub fn with_importer(mut self, importer: Importer) -> Self {
+        self.importer = Some(importer);
+        self
     }
 
     /// Makes these the peers, at start and at a reload: unchanged ones keep their SAs.
@@ -120,6 +144,22 @@ impl Node {
         self.drain(now);
     }
 
+    /// Something charon tells.
+    pub fn handle_vici(&mut self, now: Now, event: ViciEvent) {
+        if let Some(importer) = &mut self.importer {
+            importer.handle_vici(now, event);
+        }
+        self.drain(now);
+    }
+
+    /// Something the kernel tells.
+    pub fn handle_xfrm(&mut self, now: Now, event: XfrmEvent) {
+        if let Some(importer) = &mut self.importer {
+            importer.handle_xfrm(now, event);
+        }
+        self.drain(now);
+    }
+
     /// Something a worker saw.
     pub fn handle_event(&mut self, now: Now, event: SaEvent) {
         self.dispatch(now, event);
@@ -129,6 +169,9 @@ impl Node {
     /// To be called when [`Node::poll_timeout`] has come.
     pub fn handle_timeout(&mut self, now: Now) {
         self.engine.handle_timeout(now);
+        if let Some(importer) = &mut self.importer {
+            importer.handle_timeout(now);
+        }
         self.drain(now);
     }
 
@@ -139,6 +182,11 @@ impl Node {
         }
         self.observe_traffic();
         self.engine.handle_activity(now, &self.tables.activity());
+        if let Some(importer) = &mut self.importer {
+            let mut sas = self.tables.sas();
+            sas.retain(|sa| is_imported(sa.id.tunnel));
+            importer.handle_usage(now, &sas);
+        }
         self.drain(now);
     }
 
@@ -154,7 +202,8 @@ impl Node {
 
     /// When [`Node::handle_timeout`] wants to be called, on [`Now::monotonic`].
     pub fn poll_timeout(&self) -> Option<Duration> {
-        self.engine.poll_timeout()
+        let importer = self.importer.as_ref().and_then(Importer::poll_timeout);
+        self.engine.poll_timeout().into_iter().chain(importer).min()
     }
 
     /// The newest snapshot.
@@ -187,14 +236,34 @@ impl Node {
         self.engine.peers()
     }
 
+    /// The children of a strongSwan.
+    pub fn children(&self) -> Vec<ChildStatus> {
+        self.importer
+            .as_ref()
+            .map_or_else(Vec::new, Importer::children)
+    }
+
+    /// The networks behind them.
+    pub fn imported_routes(&self) -> Vec<IpPrefix> {
+        self.importer
+            .as_ref()
+            .map_or_else(Vec::new, Importer::routes)
+    }
+
     /// Handshake messages that went no further.
     pub fn handshake_drops(&self) -> &DropCounters {
         self.engine.drops()
     }
 
     fn dispatch(&mut self, now: Now, event: SaEvent) {
-        if !self.static_tunnels.contains(&event.tunnel()) {
-            return self.engine.handle_event(now, event);
+        match &mut self.importer {
+            Some(importer) if is_imported(event.tunnel()) => {
+                return importer.handle_event(now, event);
+            }
+            _ if !self.static_tunnels.contains(&event.tunnel()) => {
+                return self.engine.handle_event(now, event);
+            }
+            _ => {}
         }
         match event {
             SaEvent::SequenceLow { sa, next } => self
@@ -223,6 +292,23 @@ impl Node {
                 Output::SendDummy(tunnel) => self.actions.push_back(Action::SendDummy(tunnel)),
                 Output::Notice(notice) => self.actions.push_back(Action::Notice(notice)),
             }
+        }
+        while let Some(output) = self.importer.as_mut().and_then(Importer::poll_output) {
+            let action = match output {
+                ImportOutput::Commands(commands) => match self.change_tables(now, commands) {
+                    Ok(()) => Action::TablesChanged,
+                    Err(error) => {
+                        if let Some(importer) = &mut self.importer {
+                            importer.handle_refusal(now, &error);
+                        }
+                        continue;
+                    }
+                },
+                ImportOutput::Xfrm(request) => Action::Xfrm(request),
+                ImportOutput::Vici(request) => Action::Vici(request),
+                ImportOutput::Notice(notice) => Action::ImportNotice(notice),
+            };
+            self.actions.push_back(action);
         }
     }
 

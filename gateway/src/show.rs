@@ -16,6 +16,8 @@ use std::{
     time::Duration,
 };
 
+mod tunnels;
+
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// Ten thousands of SAs fit.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
@@ -205,6 +207,7 @@ pub fn print(
     if json {
         let rows = match what {
             ShowWhat::Peers => serde_json::to_value(&status.peers),
+            ShowWhat::Tunnels => serde_json::to_value(tunnels::Rows::of(status)),
             ShowWhat::Sas => serde_json::to_value(&status.sas),
             ShowWhat::Routes => serde_json::to_value(&status.routes),
             ShowWhat::Drops => serde_json::to_value(&status.drops),
@@ -216,6 +219,10 @@ pub fn print(
         ShowWhat::Peers => {
             headline(status, output)?;
             peers(status).write(output)
+        }
+        ShowWhat::Tunnels => {
+            headline(status, output)?;
+            tunnels::write(status, output)
         }
         ShowWhat::Sas => sas(status).write(output),
         ShowWhat::Routes => routes(status).write(output),

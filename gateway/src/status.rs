@@ -27,6 +27,9 @@ pub struct Status {
     pub mtu: u32,
     /// Every tunnel, whatever keys it.
     pub peers: Vec<PeerRow>,
+    /// The strongSwan whose tunnels we carry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strongswan: Option<StrongswanRow>,
     /// Every SA installed now.
     pub sas: Vec<SaRow>,
     /// Every protected network.
@@ -49,7 +52,7 @@ pub struct PeerRow {
     pub name: String,
     /// Its number within this process.
     pub tunnel: u32,
-    /// What keys it: `noise` or `static`.
+    /// What keys it: `noise`, `static` or `strongswan`.
     pub keyed_by: String,
     /// The peer's public key, where Noise keys it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -80,6 +83,58 @@ pub struct PeerRow {
     pub sent: Traffic,
     /// Received, over all its SAs, past ones included.
     pub received: Traffic,
+}
+
+/// A strongSwan and its children, in the words of swanctl.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StrongswanRow {
+    /// Where its keys come from: `kernel` or `preload`.
+    pub mode: String,
+    /// charon's socket.
+    pub vici: String,
+    /// Whether charon answers there now.
+    pub charon_answers: bool,
+    /// Its children, up or to be negotiated on demand.
+    pub children: Vec<ChildRow>,
+}
+
+/// One child of a connection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ChildRow {
+    /// The name of its tunnel, as in `peers` and `sas`.
+    pub name: String,
+    /// Its connection's name.
+    pub connection: String,
+    /// Its own.
+    pub child: String,
+    /// charon's number of the IKE_SA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ike_unique_id: Option<u32>,
+    /// charon's numbers of its CHILD_SAs, oldest first.
+    pub unique_ids: Vec<u32>,
+    /// The kernel's number of its policy.
+    pub reqid: u32,
+    /// `INSTALLED` and the like; `ON DEMAND` where packets are to ask for it.
+    pub state: String,
+    /// Whether packets can ask for it (`start_action = trap`).
+    pub on_demand: bool,
+    /// Our identity and address.
+    pub local_id: String,
+    /// Our end, with the port of IKE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<String>,
+    /// The peer's identity.
+    pub remote_id: String,
+    /// The peer's end, with the port of IKE.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
+    /// Our networks.
+    pub local_ts: Vec<String>,
+    /// The peer's networks.
+    pub remote_ts: Vec<String>,
+    /// Why what of it is not carried, if anything is not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub problems: Vec<String>,
 }
 
 /// Packets and inner bytes.

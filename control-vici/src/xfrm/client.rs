@@ -59,8 +59,8 @@ type Result<T> = std::result::Result<T, XfrmError>;
 /// The first event is a [`XfrmEvent::Snapshot`]; another follows any gap. A slow reader holds the
 /// kernel's messages back, at worst until the socket overruns: then a snapshot makes up for them.
 pub async fn run(
-    mut requests: mpsc::Receiver<XfrmRequest>,
-    events: mpsc::Sender<XfrmEvent>,
+    requests: &mut mpsc::Receiver<XfrmRequest>,
+    events: &mpsc::Sender<XfrmEvent>,
 ) -> Result<()> {
     let mut follower = Follower::subscribe()?;
     let mut asker = Asker::open()?;

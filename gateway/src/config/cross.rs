@@ -1,7 +1,7 @@
 //! What no value shows by itself: duplicates, contradictions and loops over the whole document.
 
 use super::{
-    Endpoint, Interface, Peer, StaticSa,
+    Endpoint, Interface, Peer, StaticSa, Strongswan,
     document::{At, Document},
     problem::Problems,
 };
@@ -12,7 +12,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     hash::{BuildHasher, RandomState},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 /// `peers` and `static_sas` are in the document's order, `None` where one was wrong by itself.
@@ -23,7 +23,11 @@ pub(super) fn check(
     interface: Option<&Interface>,
     peers: &[Option<Peer>],
     static_sas: &[Option<StaticSa>],
+    beside: Option<(SocketAddr, &Strongswan)>,
 ) {
+    if let Some((listen, strongswan)) = beside {
+        shared_port(p, document, listen, strongswan);
+    }
     names(p, document);
     public_keys(p, document, private_key, peers);
     spis(p, document, static_sas);
@@ -34,6 +38,31 @@ pub(super) fn check(
     if document.install_routes != Some(false) {
         routing_loops(p, document, &routes, peers, static_sas);
     }
+}
+
+/// charon has its port for itself; peers and static SAs in UDP arrive at another.
+fn shared_port(
+    p: &mut Problems<'_>,
+    document: &Document,
+    listen: SocketAddr,
+    strongswan: &Strongswan,
+) {
+    if listen.port() != strongswan.port {
+        return;
+    }
+    let port = strongswan.port;
+    let (at, path) = match (
+        &document.listen,
+        document.strongswan.as_ref().and_then(|it| it.port.as_ref()),
+    ) {
+        (Some(at), _) => (at.referenced, "listen"),
+        (None, Some(at)) => (at.referenced, "strongswan.port"),
+        (None, None) => (Location::UNKNOWN, "listen"),
+    };
+    p.add(at, path, format_args!(
+        "strongSwan's charon has port {port}, where its tunnels' ESP arrives; peers and static SAs need another: write `listen: \"[::]:{}\"`, and that port at their far ends",
+        if port == 4501 { 4502 } else { 4501 }
+    ));
 }
 
 /// Finds the second place of each value.

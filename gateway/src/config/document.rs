@@ -27,6 +27,8 @@ pub(super) struct Document {
     pub peers: Vec<At<PeerDocument>>,
     #[serde(default)]
     pub static_sas: Vec<At<StaticSaDocument>>,
+    #[serde(default, deserialize_with = "present")]
+    pub strongswan: Option<StrongswanDocument>,
     #[serde(default)]
     pub api: ApiDocument,
     #[serde(default)]
@@ -120,6 +122,30 @@ pub(super) struct LifetimeDocument {
     pub soft: esplane_api::Limits,
     #[serde(default)]
     pub hard: esplane_api::Limits,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StrongswanDocument {
+    pub mode: Option<At<String>>,
+    pub mark: Option<At<String>>,
+    pub vici: Option<At<String>>,
+    pub socket: Option<At<String>>,
+    pub port: Option<At<u64>>,
+    pub routes: Option<bool>,
+    pub df: Option<At<String>>,
+    pub window_packets: Option<At<u64>>,
+    #[serde(default)]
+    pub connections: Vec<At<String>>,
+}
+
+/// A key without a value stands for all defaults: whoever writes `strongswan:` wants it.
+fn present<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    T: Deserialize<'de> + Default,
+    D: serde::Deserializer<'de>,
+{
+    Option::deserialize(deserializer).map(|value: Option<T>| Some(value.unwrap_or_default()))
 }
 
 #[derive(Debug, Default, Deserialize)]

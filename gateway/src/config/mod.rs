@@ -14,7 +14,7 @@
 //!
 //! | live | needs a restart ([`Config::restart_needed`]) |
 //! |---|---|
-//! | `peers`, `static_sas`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `api`, `log.format`, the first static SA in plain ESP |
+//! | `peers`, `static_sas`, `strongswan.routes`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, the rest of `strongswan`, `api`, `log.format`, the first static SA in plain ESP, beside strongSwan the first peer or static SA in UDP |
 //!
 //! Peers whose settings did not change keep their SAs.
 
@@ -26,12 +26,14 @@ mod problem;
 mod resolve;
 mod secrets;
 mod static_sas;
+mod strongswan;
 #[cfg(test)]
 mod tests;
 mod yaml;
 
 pub use problem::{ConfigError, Problem};
 pub use static_sas::{StaticSa, StaticSaContext, TunnelIds};
+pub use strongswan::{DEFAULT_VICI_SOCKET, DEFAULT_XFRM_SOCKET, Mode, Strongswan};
 
 use esplane_api::{AeadSuite, DfPolicy, Esn, IpPrefix, SelectorPair, WindowSize};
 use esplane_control_noise::{
@@ -47,6 +49,8 @@ use std::{
 /// Where ESP in UDP and handshakes arrive unless the configuration says otherwise: every address of
 /// both families, on the port of RFC 3948.
 pub const DEFAULT_LISTEN: &str = "[::]:4500";
+/// The same beside a strongSwan, whose charon has that port.
+pub const DEFAULT_LISTEN_BESIDE_CHARON: &str = "[::]:4501";
 /// Where `/metrics` is served unless the configuration says otherwise.
 pub const DEFAULT_API_LISTEN: &str = "127.0.0.1:9470";
 /// Where `esplane show` finds the daemon unless the configuration says otherwise.
@@ -79,6 +83,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// The tunnels keyed by hand.
     pub static_sas: Vec<StaticSa>,
+    /// The tunnels that strongSwan negotiates.
+    pub strongswan: Option<Strongswan>,
     /// Metrics and API.
     pub api: Api,
     /// Logging.
@@ -281,6 +287,17 @@ impl Config {
             ("api", self.api == new.api),
             ("log.format", self.log.format == new.log.format),
             (
+                "strongswan",
+                match (&self.strongswan, &new.strongswan) {
+                    (Some(old), Some(new)) => old.same_but_routes(new),
+                    (old, new) => old == new,
+                },
+            ),
+            (
+                "peers or static_sas (the first one in UDP beside strongSwan)",
+                self.uses_own_port() || !new.uses_own_port(),
+            ),
+            (
                 "static_sas (the first one in plain ESP)",
                 self.uses_plain_esp() || !new.uses_plain_esp(),
             ),
@@ -292,7 +309,13 @@ impl Config {
 
     /// Whether raw sockets are needed: they are opened at start, or not at all.
     pub fn uses_plain_esp(&self) -> bool {
-        self.static_sas.iter().any(|sa| sa.path.encap().is_none())
+        self.strongswan.is_some() || self.static_sas.iter().any(|sa| sa.path.encap().is_none())
+    }
+
+    /// Whether we listen on a UDP port of our own. Beside strongSwan only where something needs it.
+    pub fn uses_own_port(&self) -> bool {
+        let in_udp = |sa: &StaticSa| sa.path.encap().is_some();
+        self.strongswan.is_none() || !self.peers.is_empty() || self.static_sas.iter().any(in_udp)
     }
 
     /// The prefixes that shall lead into the interface, each with the name of its tunnel.
@@ -319,7 +342,9 @@ impl fmt::Display for Config {
         if let Some(key) = &self.private_key {
             writeln!(f, "  public key {}", key.public_key())?;
         }
-        writeln!(f, "  listen     {}", self.listen)?;
+        if self.uses_own_port() {
+            writeln!(f, "  listen     {}", self.listen)?;
+        }
         write!(f, "  interface  {}", self.interface.name)?;
         for address in &self.interface.addresses {
             write!(f, " {address}")?;
@@ -341,6 +366,15 @@ impl fmt::Display for Config {
                 sa.name,
                 list(&sa.selectors)
             )?;
+        }
+        if let Some(strongswan) = &self.strongswan {
+            let vici = strongswan.vici.display();
+            match &strongswan.mode {
+                Mode::Kernel => writeln!(f, "  strongSwan at {vici}, keys from the kernel")?,
+                Mode::Preload { socket } => {
+                    writeln!(f, "  strongSwan at {vici}, keys at {}", socket.display())?;
+                }
+            }
         }
         let off = || "off".to_owned();
         let listen = self

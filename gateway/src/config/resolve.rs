@@ -2,12 +2,12 @@
 
 use super::{
     Api, Config, ConfigError, DEFAULT_API_LISTEN, DEFAULT_API_SOCKET, DEFAULT_LISTEN,
-    DEFAULT_STATE_DIR, Interface, InterfaceAddress, Log, LogFormat, Mtu, StaticSaContext, Workers,
-    cross,
+    DEFAULT_LISTEN_BESIDE_CHARON, DEFAULT_STATE_DIR, Interface, InterfaceAddress, Log, LogFormat,
+    Mtu, StaticSaContext, Workers, cross,
     document::{ApiDocument, At, Document, InterfaceDocument, LogDocument},
     peers,
     problem::Problems,
-    secrets, static_sas,
+    secrets, static_sas, strongswan,
 };
 use std::{
     fmt,
@@ -31,7 +31,9 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
     let p = &mut problems;
     let directory = file.parent().unwrap_or(Path::new("")).to_owned();
     let name = name(p, &document.name, "name");
-    let listen = listen(p, document.listen.as_ref());
+    let strongswan = document.strongswan.as_ref();
+    let listen = listen(p, document.listen.as_ref(), strongswan.is_some());
+    let strongswan = strongswan.map(|document| strongswan::strongswan(p, document));
     let interface = interface(p, &document.interface);
     let workers = workers(p, document.workers.as_ref());
     let route_metric = number(
@@ -60,6 +62,7 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
         interface.as_ref(),
         &peers,
         &static_sas,
+        listen.zip(strongswan.iter().flatten().next()),
     );
 
     let complete = problems.is_empty();
@@ -81,6 +84,7 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
                 workers,
                 peers: peers.into_iter().flatten().collect(),
                 static_sas: static_sas.into_iter().flatten().collect(),
+                strongswan: strongswan.flatten(),
                 api,
                 log,
             })
@@ -188,11 +192,19 @@ pub(super) fn choice<T: Copy>(
     default
 }
 
-fn listen(p: &mut Problems<'_>, at: Option<&At<String>>) -> Option<SocketAddr> {
-    let Some(at) = at else {
-        return DEFAULT_LISTEN.parse().ok();
+fn listen(
+    p: &mut Problems<'_>,
+    at: Option<&At<String>>,
+    beside_charon: bool,
+) -> Option<SocketAddr> {
+    let default = match beside_charon {
+        true => DEFAULT_LISTEN_BESIDE_CHARON,
+        false => DEFAULT_LISTEN,
     };
-    socket_address(p, at, "listen", DEFAULT_LISTEN)
+    match at {
+        None => default.parse().ok(),
+        Some(at) => socket_address(p, at, "listen", default),
+    }
 }
 
 fn socket_address(
@@ -338,20 +350,29 @@ fn api(p: &mut Problems<'_>, document: &ApiDocument) -> Option<Api> {
     let socket = match &document.socket {
         None => Some(PathBuf::from(DEFAULT_API_SOCKET)),
         Some(at) if at.value == "off" => None,
-        Some(at) => Some(socket_path(p, at)?),
+        Some(at) => {
+            let example = format!("{DEFAULT_API_SOCKET}, or off");
+            Some(socket_path(p, at, "api.socket", &example)?)
+        }
     };
     Some(Api { listen, socket })
 }
 
-fn socket_path(p: &mut Problems<'_>, at: &At<String>) -> Option<PathBuf> {
+/// A unix socket.
+pub(super) fn socket_path(
+    p: &mut Problems<'_>,
+    at: &At<String>,
+    name: &str,
+    example: &str,
+) -> Option<PathBuf> {
     /// `sun_path` of unix(7) less the terminating zero.
     const MAX_BYTES: usize = 107;
     let path = Path::new(&at.value);
     if path.is_absolute() && at.value.len() <= MAX_BYTES && path.file_name().is_some() {
         return Some(path.to_owned());
     }
-    p.add(at.referenced, "api.socket", format_args!(
-        "`{}` cannot be a socket; write an absolute path of at most {MAX_BYTES} bytes, such as {DEFAULT_API_SOCKET}, or off", at.value
+    p.add(at.referenced, name, format_args!(
+        "`{}` cannot be a socket; write an absolute path of at most {MAX_BYTES} bytes, such as {example}", at.value
     ));
     None
 }

@@ -4,9 +4,13 @@ use super::{
     document::{At, StrongswanDocument},
     peers::{df, window},
     problem::Problems,
-    resolve::{choice, number, socket_path},
+    resolve::{choice, number, report, socket_path},
 };
 use esplane_api::{DfPolicy, WindowSize};
+use esplane_control_vici::{
+    importer::{ImportName, ImportSettings},
+    vici::Mark,
+};
 use std::path::PathBuf;
 
 /// Where charon answers unless the configuration says otherwise.
@@ -21,6 +25,8 @@ const DEFAULT_PORT: u16 = 4500;
 pub struct Strongswan {
     /// Where charon hands over its keys.
     pub mode: Mode,
+    /// The mark of SAs that the kernel does not use.
+    pub mark: Mark,
     /// charon's socket for names and networks.
     pub vici: PathBuf,
     /// charon's port for ESP in UDP.
@@ -31,8 +37,8 @@ pub struct Strongswan {
     pub df: DfPolicy,
     /// The replay window, where it shall be larger than what charon asks for.
     pub window: Option<WindowSize>,
-    /// Only these connections, if any are named.
-    pub connections: Vec<String>,
+    /// Only these connections or children, if any are named.
+    pub connections: Vec<ImportName>,
 }
 
 /// Where charon hands over its keys.
@@ -85,12 +91,17 @@ pub(super) fn strongswan(
     );
     let port = number(p, document.port.as_ref(), "strongswan.port", 1..=65_535);
     let window_packets = document.window_packets.as_ref();
-    let connections = document.connections.iter().map(|at| at.value.clone());
+    let connections = document.connections.iter().map(|at| import_name(&at.value));
+    let mark = document.mark.as_ref();
+    let mark = mark.map_or(Some(ImportSettings::MARK), |at| {
+        report(p, at, "strongswan.mark", parse_mark(&at.value))
+    });
     Some(Strongswan {
         mode: match preload {
             false => Mode::Kernel,
             true => Mode::Preload { socket: socket? },
         },
+        mark: mark?,
         vici: vici?,
         port: port.map_or(DEFAULT_PORT, |port| port as u16),
         routes: document.routes.unwrap_or(true),
@@ -98,6 +109,40 @@ pub(super) fn strongswan(
         window: window_packets.map(|at| window(p, Some(at), "strongswan.window_packets")),
         connections: connections.collect(),
     })
+}
+
+/// `CONNECTION` or `CONNECTION/CHILD`.
+fn import_name(text: &str) -> ImportName {
+    let (connection, child) = match text.split_once('/') {
+        Some((connection, child)) => (connection, Some(child.to_owned())),
+        None => (text, None),
+    };
+    ImportName {
+        connection: connection.to_owned(),
+        child,
+    }
+}
+
+/// As in swanctl.conf: `VALUE` or `VALUE/MASK`.
+fn parse_mark(text: &str) -> Result<Mark, String> {
+    let number = |text: &str| {
+        let parsed = match text.strip_prefix("0x") {
+            Some(digits) => u32::from_str_radix(digits, 16),
+            None => text.parse(),
+        };
+        parsed.map_err(|_| {
+            format!("`{text}` is no mark; write what swanctl.conf has in mark_in, such as 0x00dead00/0xffffffff")
+        })
+    };
+    let (value, mask) = text.split_once('/').unwrap_or((text, "0xffffffff"));
+    let mark = Mark {
+        value: number(value)?,
+        mask: number(mask)?,
+    };
+    match mark.value & mark.mask {
+        0 => Err("every packet without a mark has the mark 0, so the kernel would use these SAs itself; choose another, such as 0x00dead00/0xffffffff".to_owned()),
+        _ => Ok(mark),
+    }
 }
 
 fn path(

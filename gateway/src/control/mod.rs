@@ -4,6 +4,7 @@
 //!   workers ──events, handshake messages──▶┐
 //!   HTTP, SIGHUP ──Request────────────────▶│ Control::run ──▶ sockets, tables + wake, netlink, log
 //!   DNS answers ──────────────────────────▶│
+//!   charon, kernel (strongswan/) ─────────▶│
 //!   clock: timers, every second ──────────▶┘
 //! ```
 //!
@@ -15,9 +16,11 @@
 //! | `handle.rs` | how others ask |
 //! | `reload.rs` | from one configuration to the next, all or nothing |
 //! | `statics.rs` | manually keyed tunnels and their reservations |
+//! | `imports.rs` | a strongSwan's tunnels: addresses, routes, MTU |
 //! | `overview.rs` | what `show` and `/metrics` tell |
 
 mod handle;
+mod imports;
 mod overview;
 mod reload;
 mod statics;
@@ -36,11 +39,12 @@ use crate::{
     node::{Action, Node},
     resolver::{Resolved, Resolver},
     status::ReloadTotals,
+    strongswan::{Fact, Takeover},
     telemetry::logging::LogHandle,
     worker::{ToControl, WorkerCounters, WorkerError, WorkerHandle},
 };
 use arc_swap::ArcSwap;
-use esplane_api::TunnelId;
+use esplane_api::{IpPrefix, TunnelId};
 use esplane_control_noise::{Notice, PeerState, Severity};
 use esplane_dataplane::{Batch, Outbound, Report, Tables};
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
@@ -66,7 +70,12 @@ pub(crate) struct Control {
     pub dummies: Dummies,
     pub network: Network,
     pub mtu: u32,
+    /// What the frames have room for.
+    pub mtu_max: u32,
     pub statics: Statics,
+    pub takeover: Option<Takeover>,
+    /// Networks of a strongSwan's children that are no routes, and why.
+    pub unrouted: BTreeMap<IpPrefix, String>,
     pub resolver: Resolver,
     pub resolved: BTreeMap<String, SocketAddr>,
     pub log: LogHandle,
@@ -116,6 +125,7 @@ impl Control {
         second.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.act();
+            self.follow_imports().await;
             let timer = self
                 .node
                 .poll_timeout()
@@ -133,6 +143,7 @@ impl Control {
                     self.answer(request).await;
                 }
                 resolved = self.resolver.next() => self.hear_resolver(resolved),
+                fact = next_fact(&mut self.takeover) => self.hear_strongswan(fact),
                 () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {
                     self.node.handle_timeout(self.clock.now());
                 }
@@ -218,6 +229,9 @@ impl Control {
                     );
                 }
                 Action::Notice(notice) => log_notice(&notice),
+                Action::Xfrm(request) => self.ask(|takeover| takeover.link.ask_kernel(request)),
+                Action::Vici(request) => self.ask(|takeover| takeover.link.ask_charon(request)),
+                Action::ImportNotice(notice) => imports::log_notice(&notice),
                 Action::Refused(error) => {
                     error!("a bug: the dataplane refused the key exchange: {error}")
                 }
@@ -226,6 +240,10 @@ impl Control {
     }
 
     fn publish(&mut self) {
+        if let Some(takeover) = &mut self.takeover {
+            // First: the peer may use what is new as soon as charon has said so.
+            takeover.follow(&self.node.table_writer().sas());
+        }
         self.tables.store(self.node.tables());
         for worker in &self.workers {
             worker.wake();
@@ -256,6 +274,14 @@ impl Control {
                 .extend_sequence(self.clock.now(), sa, reserved_until),
             Err(error) => error!("{error}"),
         }
+    }
+}
+
+/// What a strongSwan tells next; without one, nothing ever.
+async fn next_fact(takeover: &mut Option<Takeover>) -> Fact {
+    match takeover {
+        Some(takeover) => takeover.link.next().await,
+        None => std::future::pending().await,
     }
 }
 

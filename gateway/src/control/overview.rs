@@ -8,6 +8,8 @@ use crate::{
 };
 use esplane_api::{Direction, IpPrefix, SaStatus, TunnelId};
 use esplane_control_noise::PeerStatus;
+use esplane_control_vici::importer::ChildStatus;
+use std::collections::BTreeSet;
 
 impl Control {
     /// Everything at this moment.
@@ -28,6 +30,8 @@ impl Control {
             .iter()
             .map(|peer| self.noise_row(peer, &sas, now))
             .collect();
+        let children = self.node.children();
+        peers.extend(children.iter().map(|child| self.child_peer(child, &sas)));
         peers.extend(
             self.statics
                 .iter()
@@ -44,15 +48,18 @@ impl Control {
             mtu: self.mtu,
             sas: sas
                 .iter()
-                .map(|sa| SaRow::new(sa, self.ids.name(sa.id.tunnel).unwrap_or("?")))
+                .map(|sa| SaRow::new(sa, self.tunnel_name(sa.id.tunnel, &children)))
                 .collect(),
-            routes: self.route_rows(),
+            strongswan: self.strongswan_row(&children),
+            routes: self.route_rows(&children),
             workers: self.worker_rows(),
             peers,
             handshakes,
             reloads: self.reloads,
             ..Status::default()
         };
+        status.not_ready_because = self.imports_not_ready_because();
+        status.ready = status.not_ready_because.is_none();
         for (_, counters) in &self.counters {
             status.add_drops(&counters.snapshot().drops);
         }
@@ -104,7 +111,13 @@ impl Control {
         }
     }
 
-    fn route_rows(&self) -> Vec<RouteRow> {
+    fn tunnel_name<'a>(&'a self, tunnel: TunnelId, children: &'a [ChildStatus]) -> &'a str {
+        let imported = children.iter().find(|child| child.tunnel == Some(tunnel));
+        let imported = imported.map(|child| child.name.as_str());
+        imported.or_else(|| self.ids.name(tunnel)).unwrap_or("?")
+    }
+
+    fn route_rows(&self, children: &[ChildStatus]) -> Vec<RouteRow> {
         let row = |peer: &str, prefix: IpPrefix| RouteRow {
             destination: prefix.to_string(),
             peer: peer.to_owned(),
@@ -123,7 +136,23 @@ impl Control {
                 .into_iter()
                 .map(|prefix| row(&installed.sa.name, prefix))
         });
-        peers.chain(statics).collect()
+        let (_, unrouted) = self.imported_routes(&self.config);
+        let imported = children
+            .iter()
+            .filter(|child| child.tunnel.is_some())
+            .flat_map(|child| {
+                let remotes = child
+                    .selectors
+                    .iter()
+                    .flat_map(|pair| pair.remote.prefixes());
+                let prefixes: BTreeSet<IpPrefix> = remotes.collect();
+                let rows = prefixes.into_iter().map(|prefix| RouteRow {
+                    problem: unrouted.get(&prefix).cloned(),
+                    ..row(&child.name, prefix)
+                });
+                rows.collect::<Vec<_>>()
+            });
+        peers.chain(statics).chain(imported).collect()
     }
 
     fn worker_rows(&self) -> Vec<WorkerRow> {
@@ -150,7 +179,7 @@ fn traffic(carried: io::Traffic) -> Traffic {
     }
 }
 
-fn can_send(tunnel: TunnelId, sas: &[SaStatus]) -> bool {
+pub(super) fn can_send(tunnel: TunnelId, sas: &[SaStatus]) -> bool {
     sas.iter()
         .any(|sa| sa.id.tunnel == tunnel && sa.id.direction == Direction::Outbound && sa.active)
 }

@@ -14,6 +14,7 @@ use crate::{
     config::{Config, ConfigError, StaticSa},
     http::ApplyError,
     netlink::NetlinkError,
+    strongswan::is_imported,
 };
 use esplane_api::IpPrefix;
 use std::collections::BTreeMap;
@@ -149,7 +150,7 @@ impl Control {
         self.ids = ids;
         let ids = &self.ids;
         self.node
-            .retain_traffic(|tunnel| ids.name(tunnel).is_some());
+            .retain_traffic(|tunnel| ids.name(tunnel).is_some() || is_imported(tunnel));
         Ok(())
     }
 
@@ -168,6 +169,11 @@ impl Control {
         if sa.path.encap().is_none() && !self.config.uses_plain_esp() {
             let message = "this daemon has no raw sockets for plain ESP, as its file had no such SA at start; \
                            add `udp: {}`, or put the SA into the file and restart";
+            return Err(conflict("udp", message.to_owned()));
+        }
+        if sa.path.encap().is_some() && !self.config.uses_own_port() {
+            let message = "this daemon has no UDP port of its own beside strongSwan's, as its file had no such SA at start; \
+                           leave `udp` out, or put the SA into the file and restart";
             return Err(conflict("udp", message.to_owned()));
         }
         let names: Vec<String> = self.ids.iter().map(|(name, _)| name.to_owned()).collect();
@@ -219,7 +225,7 @@ impl Control {
         self.ids = self.ids.assign(rest.iter().map(String::as_str));
         let ids = &self.ids;
         self.node
-            .retain_traffic(|tunnel| ids.name(tunnel).is_some());
+            .retain_traffic(|tunnel| ids.name(tunnel).is_some() || is_imported(tunnel));
         self.network
             .set_routes(self.routes_with(&self.config))
             .await
@@ -241,6 +247,7 @@ impl Control {
             .map(|(_, prefix)| prefix)
             .chain(by_api)
             .map(|prefix| (prefix, config.route_metric))
+            .chain(self.imported_routes(config).0)
             .collect()
     }
 }

@@ -5,9 +5,10 @@
 //! direction, over SAs that come and go, and so never goes backwards while the daemon runs. Every
 //! drop reason is there from the start, at 0, so that a rate can be taken of its first packet.
 
-use crate::status::{PeerRow, Status, Traffic};
+use crate::status::{ChildRow, PeerRow, Status, Traffic};
 use esplane_api::{DropReason, DropStage};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector};
+use std::collections::BTreeMap;
 
 /// The text exposition format, version 0.0.4.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -18,6 +19,7 @@ pub fn render(status: &Status) -> Result<String, prometheus::Error> {
     daemon(&page, status)?;
     drops(&page, status)?;
     peers(&page, status)?;
+    strongswan(&page, status)?;
     traffic(&page, status)?;
     workers(&page, status)?;
     TextEncoder::new().encode_to_string(&page.0.gather())
@@ -161,6 +163,45 @@ fn peers(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
         "SAs installed now",
         &["peer", "direction"],
         installed("inbound").chain(installed("outbound")),
+    )
+}
+
+/// Names of connections and children are joined to the other metrics by `peer`:
+/// `esplane_sa_bytes_total * on (peer) group_left (connection, child) esplane_tunnel_info`.
+fn strongswan(page: &Page, status: &Status) -> Result<(), prometheus::Error> {
+    let children = status.strongswan.iter().flat_map(|it| &it.children);
+    let by_name: BTreeMap<&str, &ChildRow> =
+        children.map(|child| (child.name.as_str(), child)).collect();
+    let info = status.peers.iter().map(|peer| {
+        let child = by_name.get(peer.name.as_str());
+        let (connection, child) = child.map_or(("", ""), |it| (&it.connection, &it.child));
+        (
+            vec![peer.name.as_str(), &peer.keyed_by, connection, child],
+            1,
+        )
+    });
+    page.gauge(
+        "esplane_tunnel_info",
+        "Always 1; the labels say what keys the peer's tunnel, and its names in swanctl.conf",
+        &["peer", "keyed_by", "connection", "child"],
+        info,
+    )?;
+    let Some(strongswan) = &status.strongswan else {
+        return Ok(());
+    };
+    page.gauge(
+        "esplane_strongswan_up",
+        "Whether charon answers",
+        &[],
+        [(vec![], u64::from(strongswan.charon_answers))],
+    )?;
+    page.gauge(
+        "esplane_strongswan_problems",
+        "What of the child is not carried, or not as it should be; `esplane show tunnels` says why",
+        &["peer"],
+        by_name
+            .iter()
+            .map(|(name, child)| (vec![*name], child.problems.len() as u64)),
     )
 }
 

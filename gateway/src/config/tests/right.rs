@@ -62,6 +62,74 @@ fn what_the_example_calls_a_default_is_one() {
     );
 }
 
+/// The example's section stands in comments, since it changes where everything else arrives.
+#[test]
+fn the_examples_strongswan_is_valid_and_what_it_calls_a_default_is_one() {
+    let home = Home::new();
+    let text = include_str!("../../../examples/esplane.yaml");
+    let (before, section) = text.split_once("# strongswan:\n").unwrap();
+    let (section, _) = section.split_once("\n\n").unwrap();
+    let section: String = section
+        .lines()
+        .map(|line| format!("{}\n", &line[2..]))
+        .collect();
+    let before = before.replace("listen: \"[::]:4500\"\n", "");
+    let long = home
+        .config(&format!("{before}strongswan:\n{section}"))
+        .unwrap();
+    let short = home.config(&format!("{HEAD}strongswan:\n")).unwrap();
+    assert_eq!((long.listen.port(), short.listen.port()), (4501, 4501));
+    assert!(long.uses_own_port() && !short.uses_own_port() && short.uses_plain_esp());
+    let (long, short) = (long.strongswan.unwrap(), short.strongswan.unwrap());
+    assert_eq!(
+        (&long.mode, long.mark, &long.vici),
+        (&short.mode, short.mark, &short.vici)
+    );
+    assert_eq!(
+        (long.port, long.routes, long.df),
+        (short.port, short.routes, short.df)
+    );
+    assert_eq!(
+        (long.window, short.window),
+        (Some(WindowSize::DEFAULT), None)
+    );
+    assert_eq!(long.connections[1].child.as_deref(), Some("net"));
+    let socket = Mode::Preload {
+        socket: DEFAULT_XFRM_SOCKET.into(),
+    };
+    let preload = home
+        .config(&format!("{HEAD}strongswan: {{ mode: preload }}\n"))
+        .unwrap();
+    assert_eq!(preload.strongswan.unwrap().mode, socket);
+}
+
+#[test]
+fn of_strongswan_only_its_routes_change_while_the_daemon_runs() {
+    let home = Home::new();
+    let config = |section: &str| home.config(&format!("{HEAD}{section}\n")).unwrap();
+    let old = config("strongswan: {}");
+    assert!(
+        old.restart_needed(&config("strongswan: { routes: false }"))
+            .is_empty()
+    );
+    assert_eq!(
+        old.restart_needed(&config("strongswan: { port: 4600 }")),
+        ["strongswan"]
+    );
+    assert_eq!(
+        old.restart_needed(&config("listen: \"[::]:4501\"")),
+        [
+            "strongswan",
+            "peers or static_sas (the first one in UDP beside strongSwan)"
+        ]
+    );
+    let with_peer = old.restart_needed(&config(&format!("strongswan: {{}}\n{PEER}")));
+    assert_eq!(
+        with_peer,
+        ["peers or static_sas (the first one in UDP beside strongSwan)"]
+    );
+}
+
 #[test]
 fn a_peer_reaches_control_noise_as_it_is_written() {
     let home = Home::new();

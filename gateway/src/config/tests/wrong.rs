@@ -36,6 +36,28 @@ const WRONG_VALUES: &[(&str, &str)] = &[
         "use off, error, warn, info, debug, trace",
     ),
     ("log: { format: «xml }\n", "use human, json"),
+    // strongSwan.
+    ("strongswan: { «kernel: 1 }\n", "unknown key `kernel`"),
+    ("strongswan: { mode: «charon }\n", "use kernel, preload"),
+    ("strongswan: { vici: «charon.vici }\n", "an absolute path"),
+    (
+        "strongswan: { socket: «/run/x.sock }\n",
+        "only `mode: preload` has this socket",
+    ),
+    (
+        "strongswan: { mark: «dead }\n",
+        "no mark; write what swanctl.conf has",
+    ),
+    ("strongswan: { mark: «0x00/0xff }\n", "choose another"),
+    ("strongswan: { port: «0 }\n", "use 1 to 65535"),
+    (
+        "listen: «0.0.0.0:4500\nstrongswan: {}\n",
+        "charon has port 4500, where its tunnels' ESP arrives; peers and static SAs need another",
+    ),
+    (
+        "strongswan: { port: «4501 }\n",
+        "write `listen: \"[::]:4502\"`",
+    ),
     // Peers.
     (
         "peers:\n- { public_key: $2, «routes: [10.2.0.0/16] }\n",
