@@ -20,5 +20,6 @@
 #![forbid(unsafe_code)]
 
 pub mod importer;
+pub mod kernel;
 pub mod vici;
 pub mod xfrm;

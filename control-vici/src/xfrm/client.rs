@@ -12,7 +12,7 @@ use super::message::Progress;
 use super::wire::{Message, WireError, flag, kind, messages};
 use super::{SaKey, XfrmEvent, XfrmReply, XfrmRequest, XfrmSa, message, wire};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_XFRM};
-use std::{io, time::Duration};
+use std::{collections::VecDeque, io, time::Duration};
 use tokio::sync::mpsc;
 use zeroize::Zeroizing;
 
@@ -58,29 +58,29 @@ type Result<T> = std::result::Result<T, XfrmError>;
 ///
 /// The first event is a [`XfrmEvent::Snapshot`]; another follows any gap. A slow reader holds the
 /// kernel's messages back, at worst until the socket overruns: then a snapshot makes up for them.
+/// Requests are taken also while events wait for their reader.
 pub async fn run(
     requests: &mut mpsc::Receiver<XfrmRequest>,
     events: &mpsc::Sender<XfrmEvent>,
 ) -> Result<()> {
     let mut follower = Follower::subscribe()?;
     let mut asker = Asker::open()?;
-    let mut told = follower.snapshot().await?;
+    let mut waiting = VecDeque::from(follower.snapshot().await?);
     loop {
-        for event in told {
-            if events.send(event).await.is_err() {
-                return Ok(());
-            }
-        }
-        told = tokio::select! {
-            told = follower.told() => match told? {
+        tokio::select! {
+            room = events.reserve(), if !waiting.is_empty() => match (room, waiting.pop_front()) {
+                (Ok(room), Some(event)) => room.send(event),
+                _ => return Ok(()),
+            },
+            told = follower.told(), if waiting.is_empty() => waiting.extend(match told? {
                 Some(events) => events,
                 None => follower.snapshot().await?,
-            },
+            }),
             request = requests.recv() => match request {
-                Some(request) => asker.ask(&request).await?.map(XfrmEvent::Reply).into_iter().collect(),
+                Some(request) => waiting.extend(asker.ask(&request).await?.map(XfrmEvent::Reply)),
                 None => return Ok(()),
             },
-        };
+        }
     }
 }
 

@@ -5,9 +5,9 @@ use super::wire::{
     Builder, Message, PROTO_ESP, STATE_ESN, UNLIMITED, WireError, array_at, attribute, family_of,
     flag, kind, need, put, put_address, size, u16_at, u32_at,
 };
-use super::{SaKey, XfrmEvent};
+use super::{SaKey, XfrmEvent, XfrmSa};
 use esplane_api::{SelectorPair, TrafficSelector};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
 
 /// `XFRM_POLICY_OUT`.
@@ -157,6 +157,30 @@ pub fn expire(sequence: u32, key: &SaKey, hard: bool) -> Zeroizing<Vec<u8>> {
         key.mark,
     )
     .finish()
+}
+
+/// What all who listen are told when a limit is reached.
+pub fn expired(sa: &XfrmSa, hard: bool) -> Zeroizing<Vec<u8>> {
+    let mut fixed = user_expire(&sa.key, hard);
+    put_address(&mut fixed, at::SOURCE, sa.source);
+    put(&mut fixed, at::REQID, &sa.reqid.to_ne_bytes());
+    with_mark(Builder::new(kind::EXPIRE, 0, 0, &fixed), sa.key.mark).finish()
+}
+
+/// What all who listen are told when a peer's address has changed; `None` for what is not ESP in UDP.
+pub fn mapping(sa: &XfrmSa, remote: SocketAddr) -> Option<Zeroizing<Vec<u8>>> {
+    let encap = sa.encap?;
+    if remote.is_ipv4() != sa.key.destination.is_ipv4() {
+        return None;
+    }
+    let mut fixed = [0; size::USER_MAPPING];
+    put(&mut fixed, 0, &usersa_id(&sa.key));
+    put(&mut fixed, 24, &sa.reqid.to_ne_bytes());
+    put_address(&mut fixed, 28, sa.source);
+    put_address(&mut fixed, 44, remote.ip());
+    put(&mut fixed, 60, &encap.source_port.to_be_bytes());
+    put(&mut fixed, 62, &remote.port().to_be_bytes());
+    Some(Builder::new(kind::MAPPING, 0, 0, &fixed).finish())
 }
 
 /// `struct xfrm_user_expire` that only names its SA.

@@ -285,7 +285,16 @@ pub fn read_mark(value: &[u8]) -> Result<(u32, u32), WireError> {
 
 /// Reads `struct xfrm_usersa_id` and the mark behind it. `None` where it is not ESP's, or names no SPI.
 pub fn parse_key(body: &[u8]) -> Result<Option<SaKey>, WireError> {
-    need("xfrm_usersa_id", body, size::USERSA_ID)?;
+    parse_key_before(body, size::USERSA_ID)
+}
+
+/// Likewise of a fixed part of `fixed` bytes that begins with a `struct xfrm_usersa_id`.
+pub fn parse_key_before(body: &[u8], fixed: usize) -> Result<Option<SaKey>, WireError> {
+    need(
+        "a part that begins with xfrm_usersa_id",
+        body,
+        fixed.max(size::USERSA_ID),
+    )?;
     let Ok(spi) = Spi::new(u32::from_be_bytes(array_at(body, 16))) else {
         return Ok(None);
     };
@@ -295,7 +304,7 @@ pub fn parse_key(body: &[u8]) -> Result<Option<SaKey>, WireError> {
     Ok(Some(SaKey {
         destination: address_at(body, 0, u16_at(body, 20))?,
         spi,
-        mark: find_mark(&body[size::USERSA_ID..])?,
+        mark: find_mark(&body[fixed..])?,
     }))
 }
 
@@ -307,15 +316,16 @@ pub fn find_mark(attribute_bytes: &[u8]) -> Result<(u32, u32), WireError> {
     })
 }
 
-/// The first attribute of a kind.
+/// The attribute of a kind; the last, where there are several, as the kernel takes it.
 pub fn find(attribute_bytes: &[u8], wanted: u16) -> Result<Option<&[u8]>, WireError> {
+    let mut found = None;
     for one in attributes(attribute_bytes) {
         let (kind, value) = one?;
         if kind == wanted {
-            return Ok(Some(value));
+            found = Some(value);
         }
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// `struct xfrm_usersa_id`.
@@ -395,7 +405,9 @@ pub fn build_sa(message: u16, flags: u16, sequence: u32, sa: &XfrmSa) -> Builder
         builder = builder.attribute(attribute::ENCAP, &value);
     }
     builder = with_mark(builder, sa.key.mark);
-    builder = with_replay(builder, sa, wide);
+    let (sent, received) = (sa.sequence_sent, sa.sequence_received);
+    let (replay, value) = build_replay(sent, received, sa.window_packets, wide);
+    builder = builder.attribute(replay, &value);
     if let Some(id) = sa.if_id {
         builder = builder.attribute(attribute::IF_ID, &id.to_ne_bytes());
     }
@@ -430,18 +442,19 @@ fn with_cipher(builder: Builder, cipher: &XfrmCipher) -> Builder {
     builder.attribute(attribute::ALG_AEAD, &value[..72 + bytes])
 }
 
-fn with_replay(builder: Builder, sa: &XfrmSa, wide: bool) -> Builder {
+/// The replay state of an SA: attribute and value.
+pub fn build_replay(sent: u64, received: u64, window_packets: u32, wide: bool) -> (u16, Vec<u8>) {
     if !wide {
-        let mut value = [0; 12];
-        put(&mut value, 0, &(sa.sequence_sent as u32).to_ne_bytes());
-        put(&mut value, 4, &(sa.sequence_received as u32).to_ne_bytes());
-        return builder.attribute(attribute::REPLAY_VAL, &value);
+        let mut value = vec![0; 12];
+        put(&mut value, 0, &(sent as u32).to_ne_bytes());
+        put(&mut value, 4, &(received as u32).to_ne_bytes());
+        return (attribute::REPLAY_VAL, value);
     }
-    let words = sa.window_packets.div_ceil(32);
+    let words = window_packets.div_ceil(32);
     let mut value = vec![0; size::REPLAY_ESN + 4 * words as usize];
     put(&mut value, 0, &words.to_ne_bytes());
-    put(&mut value, 20, &sa.window_packets.to_ne_bytes());
-    ReplayEsn::put_sent(&mut value, sa.sequence_sent);
-    ReplayEsn::put_received(&mut value, sa.sequence_received);
-    builder.attribute(attribute::REPLAY_ESN_VAL, &value)
+    put(&mut value, 20, &window_packets.to_ne_bytes());
+    ReplayEsn::put_sent(&mut value, sent);
+    ReplayEsn::put_received(&mut value, received);
+    (attribute::REPLAY_ESN_VAL, value)
 }

@@ -1,7 +1,11 @@
 //! The clients of charon and of the kernel, each a task, as one source of facts.
 
-use crate::config::{Mode, Strongswan};
+use crate::{
+    clock::Clock,
+    config::{Mode, Strongswan},
+};
 use esplane_control_vici::{
+    kernel,
     vici::{self, ViciEvent, ViciRequest, ViciSettings},
     xfrm::{self, XfrmEvent, XfrmRequest},
 };
@@ -149,11 +153,26 @@ async fn follow_kernel(mut end: ClientEnd<XfrmEvent, XfrmRequest>) {
     }
 }
 
-/// Mode B's part is not there yet.
-async fn play_kernel(socket: PathBuf, end: ClientEnd<XfrmEvent, XfrmRequest>) {
-    error!(
-        "nobody listens for charon's library at {} yet: use mode: kernel",
-        socket.display()
-    );
-    end.events.closed().await;
+/// Plays the kernel's part for charon's library; where that fails, says so and tries again.
+async fn play_kernel(socket: PathBuf, mut end: ClientEnd<XfrmEvent, XfrmRequest>) {
+    let clock = Clock::start();
+    let mut told = String::new();
+    loop {
+        // An SPI that is taken is not given again, so a bad number does no harm.
+        let random = Box::new(|| getrandom::u32().unwrap_or_default());
+        let (requests, events) = (&mut end.requests, &end.events);
+        match kernel::server::run(&socket, requests, events, || clock.now(), random).await {
+            Ok(()) => return,
+            Err(error) => {
+                let error = error.to_string();
+                if error != told {
+                    error!(
+                        "charon's library cannot be served: {error}; trying again every {RETRY:?}"
+                    );
+                    told = error;
+                }
+            }
+        }
+        sleep(RETRY).await;
+    }
 }
