@@ -168,12 +168,15 @@ fn child_row(child: &ChildStatus) -> ChildRow {
             sa.direction, sa.spi
         ))
     });
+    // Of those replaced, the ones whose SAs are still here.
+    let mut unique_ids: BTreeSet<u32> = child.sas.iter().filter_map(|sa| sa.unique_id).collect();
+    unique_ids.extend(child.unique_ids.last());
     ChildRow {
         name: child.name.clone(),
         connection: child.connection.clone(),
         child: child.child.clone(),
         ike_unique_id: child.ike_unique_id,
-        unique_ids: child.unique_ids.clone(),
+        unique_ids: unique_ids.into_iter().collect(),
         reqid: child.reqid,
         state: state(child).to_owned(),
         on_demand: child.on_demand,

@@ -38,10 +38,21 @@ pub(super) struct Messages {
     controls: Box<[Control]>,
     /// How many packets each message to be sent holds.
     segments: Box<[usize]>,
+    /// A UDP header before each message, for a raw socket.
+    udp: Option<UdpHeaders>,
 }
 
+/// UDP headers, from one port.
+struct UdpHeaders {
+    local_port: u16,
+    headers: Box<[[u8; UDP_HEADER_BYTES]]>,
+}
+
+const UDP_HEADER_BYTES: usize = 8;
+
 // SAFETY: the raw pointers are all that keeps it from being Send by itself; each points into the same
-// value's own boxes, which move along unchanged, or into a batch's arena, and is set anew before each use.
+// value's own boxes (the UDP headers among them), which move along unchanged, or into a batch's arena, and is set anew
+// before each use.
 unsafe impl Send for Messages {}
 
 impl Messages {
@@ -55,6 +66,27 @@ impl Messages {
             names: vec![name; MESSAGES_MAX].into_boxed_slice(),
             controls: vec![Control([0; CONTROL_BYTES]); MESSAGES_MAX].into_boxed_slice(),
             segments: vec![0; MESSAGES_MAX].into_boxed_slice(),
+            udp: None,
+        }
+    }
+
+    /// The same for a raw socket of IP protocol 17: each packet gets a UDP header from this port. Its
+    /// checksum is zero; IPv6, which needs one, has the kernel fill it in.
+    pub(super) fn with_udp_headers(local_port: u16) -> Self {
+        let mut messages = Self::new();
+        messages.vectors = vec![messages.vectors[0]; 2 * MESSAGES_MAX].into_boxed_slice();
+        messages.udp = Some(UdpHeaders {
+            local_port,
+            headers: vec![[0; UDP_HEADER_BYTES]; MESSAGES_MAX].into_boxed_slice(),
+        });
+        messages
+    }
+
+    /// New ones of the same kind.
+    pub(super) fn another(&self) -> Self {
+        match &self.udp {
+            Some(udp) => Self::with_udp_headers(udp.local_port),
+            None => Self::new(),
         }
     }
 
@@ -173,17 +205,30 @@ impl Messages {
     ) -> usize {
         let (mut message, mut at) = (0, 0);
         while let Some(first) = run.get(at) {
+            let gather = gather && self.udp.is_none();
             let count = if gather { alike(batch, &run[at..]) } else { 1 };
-            for (vector, index) in self.vectors[at..].iter_mut().zip(&run[at..at + count]) {
-                let data = batch.data(*index);
-                *vector = libc::iovec {
-                    iov_base: data.as_ptr().cast_mut().cast(),
-                    iov_len: data.len(),
-                };
-            }
             let packet = &batch.packets()[*first];
-            let name_bytes = address_into(&mut self.names[message], packet.outer.remote, ipv6);
-            self.point(message, at..at + count, name_bytes, CONTROL_BYTES);
+            let mut remote = packet.outer.remote;
+            let vectors = match &mut self.udp {
+                Some(udp) => {
+                    let header = &mut udp.headers[message];
+                    *header = udp_header(udp.local_port, remote.port(), packet.data_bytes());
+                    remote.set_port(0); // a raw socket takes it for the protocol
+                    let vectors = 2 * message..2 * message + 2;
+                    self.vectors[vectors.start] = vector(header);
+                    self.vectors[vectors.start + 1] = vector(batch.data(*first));
+                    vectors
+                }
+                None => {
+                    let vectors = self.vectors[at..].iter_mut();
+                    for (place, index) in vectors.zip(&run[at..at + count]) {
+                        *place = vector(batch.data(*index));
+                    }
+                    at..at + count
+                }
+            };
+            let name_bytes = address_into(&mut self.names[message], remote, ipv6);
+            self.point(message, vectors, name_bytes, CONTROL_BYTES);
             let segment = (count > 1).then_some(packet.data_bytes() as u16);
             let header = &mut self.headers[message].msg_hdr;
             // SAFETY: `point` has just given it a whole `Control` of its own.
@@ -243,6 +288,24 @@ impl Messages {
         header.msg_controllen = control_bytes as _;
         header.msg_flags = 0;
     }
+}
+
+/// Where bytes to be sent lie.
+fn vector(data: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    }
+}
+
+fn udp_header(source: u16, destination: u16, payload_bytes: usize) -> [u8; UDP_HEADER_BYTES] {
+    let mut header = [0; UDP_HEADER_BYTES];
+    header[0..2].copy_from_slice(&source.to_be_bytes());
+    header[2..4].copy_from_slice(&destination.to_be_bytes());
+    // The dataplane lets no packet pass that IP could not carry.
+    let bytes = (UDP_HEADER_BYTES + payload_bytes) as u16;
+    header[4..6].copy_from_slice(&bytes.to_be_bytes());
+    header
 }
 
 /// How many packets from the first of `run` on may leave as one message: all with the same outer side and of

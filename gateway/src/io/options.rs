@@ -99,6 +99,13 @@ pub(super) fn set_ipv6_freebind(socket: BorrowedFd<'_>, on: bool) -> io::Result<
     unsafe { set(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND, &on) }
 }
 
+/// Lets the kernel fill in the UDP checksum of what an IPv6 raw socket sends.
+pub(super) fn fill_in_udp_checksum(socket: BorrowedFd<'_>) -> io::Result<()> {
+    let at: libc::c_int = 6;
+    // SAFETY: the option takes an int.
+    unsafe { set(socket, libc::IPPROTO_IPV6, libc::IPV6_CHECKSUM, &at) }
+}
+
 /// Lets each message of a packet socket begin with a virtio_net_hdr: several packets may come as one.
 pub(super) fn set_packet_vnet_header(socket: BorrowedFd<'_>) -> io::Result<()> {
     let on: libc::c_int = 1;

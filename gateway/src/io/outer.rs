@@ -101,9 +101,6 @@ impl OuterSockets {
         for socket in &mut self.udp {
             socket.set_offloads(false);
         }
-        if let Some(shared) = &mut self.shared {
-            shared.set_offloads(false);
-        }
         self
     }
 

@@ -81,7 +81,7 @@ impl MessageSocket {
             df: None,
             gso: self.gso,
             gro: None,
-            messages: Messages::new(),
+            messages: self.messages.another(),
         })
     }
 
@@ -94,14 +94,10 @@ impl MessageSocket {
         UdpOffloads { gso: self.gso, gro }
     }
 
-    /// Lets packets leave as one message, or not, on a socket that receives nothing.
-    pub(super) fn set_segmentation(&mut self, on: bool) {
-        self.gso = on && options::can_segment(self.as_fd());
-    }
-
-    /// Whether they may.
-    pub(super) fn segments(&self) -> bool {
-        self.gso
+    /// Writes the UDP headers itself: for a raw socket of IP protocol 17.
+    pub(super) fn with_udp_headers(mut self, local_port: u16) -> Self {
+        self.messages = Messages::with_udp_headers(local_port);
+        self
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {

@@ -403,12 +403,11 @@ pub fn block_on<T>(job: impl Future<Output = T>) -> T {
     runtime.expect("a runtime").block_on(job)
 }
 
-/// As charon does: every address, shared.
+/// As charon does: every address, not shared.
 fn own_port(address: &str) -> UdpSocket {
     let address = SocketAddr::new(address.parse().unwrap(), UDP_PORT);
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, None).expect("a socket");
-    socket.set_reuse_address(true).expect("a shared port");
     if address.is_ipv6() {
         socket.set_only_v6(true).expect("IPv6 alone");
     }

@@ -8,10 +8,12 @@
 //!                 │                                    it has no SA that a packet could match)
 //!                 ├──▶ tap.rs: packet socket ──▶ worker    ESP to our addresses, one socket a worker (fanout)
 //!                 │      filter.rs says which       packet.rs: lengths and checksums, as the kernel checks them
-//!   network ◀── kernel ◀── UDP socket ◀── worker       bound to an address where nothing arrives, and sends
-//!                                                      from the SA's own address (IP_PKTINFO): GSO and all
+//!   network ◀── kernel ◀── raw socket ◀── worker       of IP protocol 17, with UDP headers of our own, from
+//!                                                      the SA's own address (IP_PKTINFO)
 //! ```
 //!
+//! * A second UDP socket of that port could send many packets as one message, but charon does not share
+//!   (it sets no SO_REUSEADDR), and if we came first, charon could not have its port.
 //! * The packet socket sees what the kernel's IP would see: behind GRO, bridges and VLANs, before
 //!   netfilter. A firewall that drops ESP in UDP by rule drops the kernel's copy only.
 //! * Several datagrams of one peer arrive as one message where the kernel or the sender made
@@ -33,7 +35,7 @@ use super::{
 use esplane_api::DropCounters;
 use esplane_dataplane::batch::{Batch, Outer};
 use filter::Filter;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, ipproto, socket_with};
 use std::{
     collections::BTreeSet,
     io,
@@ -42,8 +44,8 @@ use std::{
 };
 use tap::Tap;
 
-/// Where the sending IPv4 socket is bound, so that it takes no packet from charon's: a loopback
-/// address nobody uses (the letters ESP).
+/// Where the sending IPv4 socket is bound, so that it gets no copy of every UDP packet that arrives: a
+/// loopback address nobody uses (the letters ESP).
 const NOWHERE_V4: Ipv4Addr = Ipv4Addr::new(127, 69, 83, 80);
 /// The same for IPv6: within the prefix where everything is discarded (RFC 6666).
 const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0x4500);
@@ -106,10 +108,10 @@ impl SharedPort {
         self.port
     }
 
-    /// Which offloads are on. What others have made one always arrives as one.
+    /// What others have made one arrives as one; what leaves, leaves one by one.
     pub fn offloads(&self) -> UdpOffloads {
         UdpOffloads {
-            gso: self.v4.sender.segments(),
+            gso: false,
             gro: true,
         }
     }
@@ -138,13 +140,6 @@ impl SharedPort {
     /// Whether a packet is to leave by this port.
     pub(super) fn claims(&self, outer: &Outer) -> bool {
         outer.udp && outer.local_port == self.port && (outer.remote.is_ipv4() || self.v6.is_some())
-    }
-
-    /// Every packet by itself: to compare with.
-    pub(super) fn set_offloads(&mut self, on: bool) {
-        for half in [Some(&mut self.v4), self.v6.as_mut()].into_iter().flatten() {
-            half.sender.set_segmentation(on);
-        }
     }
 }
 
@@ -240,10 +235,10 @@ fn halves(
     Ok(halves)
 }
 
-/// A UDP socket that has the port and receives nothing.
+/// A socket that sends UDP from any port and receives nothing.
 fn sender(family: AddressFamily, port: u16) -> io::Result<MessageSocket> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(family, SocketType::DGRAM, flags, None)?;
+    let socket = socket_with(family, SocketType::RAW, flags, Some(ipproto::UDP))?;
     let ipv6 = family == AddressFamily::INET6;
     let (nowhere, speaks) = match ipv6 {
         true => (IpAddr::V6(NOWHERE_V6), Speaks::V6),
@@ -251,18 +246,14 @@ fn sender(family: AddressFamily, port: u16) -> io::Result<MessageSocket> {
     };
     options::refuse_everything(socket.as_fd())?;
     options::set_buffers(socket.as_fd(), BUFFER_BYTES)?;
-    // The owner has set it as well: two sockets of one port, whose addresses differ.
-    sockopt::set_socket_reuseaddr(&socket, true)?;
     if ipv6 {
-        sockopt::set_ipv6_v6only(&socket, true)?;
+        options::fill_in_udp_checksum(socket.as_fd())?;
         // The address is nobody's. Only for the binding: packets shall have an address of ours.
         options::set_ipv6_freebind(socket.as_fd(), true)?;
     }
-    bind(&socket, &SocketAddr::new(nowhere, port))?;
+    bind(&socket, &SocketAddr::new(nowhere, 0))?;
     if ipv6 {
         options::set_ipv6_freebind(socket.as_fd(), false)?;
     }
-    let mut sender = MessageSocket::new(socket, speaks, nowhere)?;
-    sender.set_segmentation(true);
-    Ok(sender)
+    Ok(MessageSocket::new(socket, speaks, nowhere)?.with_udp_headers(port))
 }
