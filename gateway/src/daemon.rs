@@ -107,7 +107,7 @@ async fn start(
     let resolver = Resolver::start(&config);
     let takeover = config.strongswan.as_ref().zip(filter);
     let takeover =
-        takeover.map(|(strongswan, filter)| Takeover::new(Link::start(strongswan), filter));
+        takeover.map(|(strongswan, filter)| Takeover::new(Link::start(strongswan, clock), filter));
     info!(
         "node `{}`: {}, interface {} (MTU {mtu}), {count} workers, AEAD {}, offloads: {offloads}",
         config.name,

@@ -48,14 +48,14 @@ struct ClientEnd<E, R> {
 
 impl Link {
     /// Starts both. charon need not run yet.
-    pub fn start(config: &Strongswan) -> Self {
+    pub fn start(config: &Strongswan, clock: Clock) -> Self {
         let mut tasks = JoinSet::new();
         let (vici, vici_end) = channel();
         tasks.spawn(follow_charon(config.vici.clone(), vici_end));
         let (xfrm, xfrm_end) = channel();
         match &config.mode {
             Mode::Kernel => tasks.spawn(follow_kernel(xfrm_end)),
-            Mode::Preload { socket } => tasks.spawn(play_kernel(socket.clone(), xfrm_end)),
+            Mode::Preload { socket } => tasks.spawn(play_kernel(socket.clone(), xfrm_end, clock)),
         };
         Self {
             vici,
@@ -144,35 +144,32 @@ async fn follow_charon(socket: PathBuf, end: ClientEnd<ViciEvent, ViciRequest>) 
 async fn follow_kernel(mut end: ClientEnd<XfrmEvent, XfrmRequest>) {
     let mut told = String::new();
     while let Err(error) = xfrm::client::run(&mut end.requests, &end.events).await {
-        let error = error.to_string();
-        if error != told {
-            error!("strongSwan's keys are out of reach: {error}; trying again every {RETRY:?}");
-            told = error;
-        }
-        sleep(RETRY).await;
+        tell_and_wait(&mut told, error.to_string()).await;
     }
 }
 
-/// Plays the kernel's part for charon's library; where that fails, says so and tries again.
-async fn play_kernel(socket: PathBuf, mut end: ClientEnd<XfrmEvent, XfrmRequest>) {
-    let clock = Clock::start();
+/// Plays the kernel's part for a charon whose preloaded library comes to `socket`.
+async fn play_kernel(socket: PathBuf, mut end: ClientEnd<XfrmEvent, XfrmRequest>, clock: Clock) {
     let mut told = String::new();
     loop {
-        // An SPI that is taken is not given again, so a bad number does no harm.
-        let random = Box::new(|| getrandom::u32().unwrap_or_default());
         let (requests, events) = (&mut end.requests, &end.events);
-        match kernel::server::run(&socket, requests, events, || clock.now(), random).await {
+        let now = || clock.now();
+        match kernel::server::run(&socket, requests, events, now, Box::new(random)).await {
             Ok(()) => return,
-            Err(error) => {
-                let error = error.to_string();
-                if error != told {
-                    error!(
-                        "charon's library cannot be served: {error}; trying again every {RETRY:?}"
-                    );
-                    told = error;
-                }
-            }
+            Err(error) => tell_and_wait(&mut told, error.to_string()).await,
         }
-        sleep(RETRY).await;
     }
+}
+
+/// For SPIs. Should the system have no random numbers, charon is refused an SPI, and says so.
+fn random() -> u32 {
+    getrandom::u32().unwrap_or_default()
+}
+
+async fn tell_and_wait(told: &mut String, error: String) {
+    if error != *told {
+        error!("strongSwan's keys are out of reach: {error}; trying again every {RETRY:?}");
+        *told = error;
+    }
+    sleep(RETRY).await;
 }
