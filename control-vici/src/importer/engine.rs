@@ -273,15 +273,18 @@ impl Importer {
             return;
         };
         tunnel.members.remove(&serial);
-        let goes_on = sa.child.is_some_and(|child| self.charon.is_current(child));
-        if let Some(name) = sa.name
+        let current = sa.child.filter(|child| self.charon.is_current(*child));
+        if let (Some(child), Some(name)) = (current, sa.name)
             && sa.direction == Some(Direction::Inbound)
-            && goes_on
             && tunnel.mirror.inbound.contains_key(&key.spi)
         {
             let until = now.monotonic + LINGER;
-            let spi = key.spi;
-            tunnel.lingering.push(Lingering { spi, name, until });
+            tunnel.lingering.push(Lingering {
+                spi: key.spi,
+                name,
+                child,
+                until,
+            });
             self.wake(until);
         }
     }
@@ -304,12 +307,16 @@ impl Importer {
         for serial in serials {
             self.place(serial);
         }
-        // A tunnel may have lost its last reason to be.
-        let without: Vec<TunnelId> = (self.tunnels.iter())
-            .filter(|(_, tunnel)| tunnel.members.is_empty())
-            .map(|(id, _)| *id)
-            .collect();
-        self.dirty.extend(without);
+        for (id, tunnel) in &mut self.tunnels {
+            let before = tunnel.lingering.len();
+            tunnel
+                .lingering
+                .retain(|sa| self.charon.is_current(sa.child));
+            // A tunnel may have lost its last reason to be.
+            if tunnel.members.is_empty() || tunnel.lingering.len() != before {
+                self.dirty.insert(*id);
+            }
+        }
     }
 
     /// Finds the child, the direction and the tunnel of an SA, as far as the facts tell.
@@ -577,7 +584,7 @@ impl Importer {
             return;
         }
         child.left_out_told = true;
-        let selectors = child.sa.unsupported_ts.iter().map(ToString::to_string);
+        let selectors = child.sa.unsupported_ts.iter().map(|left| left.text.clone());
         let selectors = selectors.collect();
         self.notice(
             self.label(Some(id), None),

@@ -1,6 +1,6 @@
 //! A tunnel of the dataplane: what it should hold, what it holds, and the commands between the two.
 
-use super::{kernel::Serial, numbers::KeyName};
+use super::{charon::ChildId, kernel::Serial, numbers::KeyName};
 use esplane_api::{
     DfPolicy, Direction, IpPrefix, OuterPath, Policy, PolicyAction, SaCommand, SaId, SaParams,
     SelectorPair, Spi, TrafficSelector, TunnelId, TunnelParams,
@@ -61,6 +61,7 @@ pub(super) struct Tunnel {
 pub(super) struct Lingering {
     pub spi: Spi,
     pub name: KeyName,
+    pub child: ChildId,
     pub until: Duration,
 }
 
