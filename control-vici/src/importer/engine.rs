@@ -199,16 +199,21 @@ impl Importer {
     /// Everything there is now.
     fn replace_all(&mut self, now: Now, mut all: Vec<XfrmSa>) {
         let there: BTreeSet<SaKey> = all.iter().map(|sa| sa.key).collect();
-        for key in self.kernel.keys() {
-            if !there.contains(&key) {
-                self.removed(now, &key);
-            }
-        }
+        let gone = self
+            .kernel
+            .keys()
+            .into_iter()
+            .filter(|key| !there.contains(key));
+        let gone: Vec<SaKey> = gone.collect();
         // What was there before us is in an order that tells nothing.
         all.sort_by_key(|sa| sa.added_unix_seconds);
         let born = std::mem::replace(&mut self.seen_kernel, true);
+        // Those that came tell where they belong by those that went.
         for sa in all {
             self.installed(now, sa, born);
+        }
+        for key in gone {
+            self.removed(now, &key);
         }
     }
 
@@ -364,6 +369,7 @@ impl Importer {
         }
         if let Some(new) = tunnel.and_then(|id| self.tunnels.get_mut(&id)) {
             new.members.insert(serial);
+            new.newest_child = new.newest_child.max(child);
             new.refused = false;
         }
         self.dirty.extend(before);
@@ -377,7 +383,11 @@ impl Importer {
             if sa.direction.is_some_and(|known| known != direction) {
                 return None;
             }
-            let ike = self.charon.ike_of(self.charon.child(id)?)?;
+            let child = self.charon.child(id)?;
+            if child.sa.reqid != sa.fact.reqid {
+                return None;
+            }
+            let ike = self.charon.ike_of(child)?;
             let (local, remote) = sa.ends(direction);
             let same =
                 |end: Option<SocketAddr>, other: IpAddr| end.is_some_and(|end| end.ip() == other);
@@ -417,36 +427,41 @@ impl Importer {
         found
     }
 
-    /// Which way an SA goes if it belongs to the tunnel: as another one with these ends, ports included.
+    /// Which way an SA goes if it belongs to the tunnel: as another one with these ends, ports included, or as IKE.
     fn direction_within(&self, tunnel: &Tunnel, sa: &Sa) -> Option<Direction> {
-        let mut members = (tunnel.members.iter()).filter_map(|serial| self.kernel.get(*serial));
-        members.find_map(|member| {
-            let direction = member.direction?;
-            let mirrored = member
-                .fact
-                .encap
-                .map(|encap| (encap.destination_port, encap.source_port));
-            let straight = member
-                .fact
-                .encap
-                .map(|encap| (encap.source_port, encap.destination_port));
-            let ports = sa
-                .fact
-                .encap
-                .map(|encap| (encap.source_port, encap.destination_port));
-            let (source, destination) = (member.fact.source, member.fact.key.destination);
-            let ends = (sa.fact.source, sa.fact.key.destination);
-            let found = if ends == (source, destination) && ports == straight {
-                direction
-            } else if ends == (destination, source) && ports == mirrored {
-                opposite(direction)
+        let ends = sa.socket_ends();
+        let from_to = |local: SocketAddr, remote: SocketAddr| {
+            if ends == (local, remote) {
+                Some(Direction::Outbound)
+            } else if ends == (remote, local) {
+                Some(Direction::Inbound)
             } else {
-                return None;
-            };
-            sa.direction
-                .is_none_or(|known| known == found)
-                .then_some(found)
-        })
+                None
+            }
+        };
+        let mut members = (tunnel.members.iter()).filter_map(|serial| self.kernel.get(*serial));
+        let by_member = members.find_map(|member| {
+            let (source, destination) = member.socket_ends();
+            match member.direction? {
+                Direction::Outbound => from_to(source, destination),
+                Direction::Inbound => from_to(destination, source),
+            }
+        });
+        let by_ike = || {
+            let ike = self
+                .charon
+                .ike_of(self.charon.child(tunnel.newest_child?)?)?;
+            let (mut local, mut remote) = (ike.local?, ike.remote?);
+            if sa.fact.encap.is_none() {
+                local.set_port(0);
+                remote.set_port(0);
+            }
+            from_to(local, remote)
+        };
+        let found = by_member.or_else(by_ike)?;
+        sa.direction
+            .is_none_or(|known| known == found)
+            .then_some(found)
     }
 
     /// The tunnel of a child's SAs, made where there is none yet. `None` if the child is not to be imported.
@@ -701,12 +716,5 @@ fn aead(fact: &XfrmSa) -> Option<&esplane_api::KeyMaterial> {
     match &fact.cipher {
         crate::xfrm::XfrmCipher::Aead(key) => Some(key),
         _ => None,
-    }
-}
-
-fn opposite(direction: Direction) -> Direction {
-    match direction {
-        Direction::Inbound => Direction::Outbound,
-        Direction::Outbound => Direction::Inbound,
     }
 }

@@ -19,7 +19,7 @@ const LIMIT_PATIENCE: Duration = Duration::from_secs(30);
 impl Importer {
     /// What an SA has carried. charon reads it from the kernel: `swanctl --list-sas` shows it.
     pub(super) fn used(&mut self, now: Now, status: &SaStatus) {
-        let Some(serial) = self.serial_of(status.id) else {
+        let Some((serial, base)) = self.installed_as(status.id) else {
             return;
         };
         let Some(sa) = self.kernel.get_mut(serial) else {
@@ -33,9 +33,10 @@ impl Importer {
             known.received = known.received.max(status.sequence);
         }
         let carried = (
-            known.carried.0 + status.statistics.packets,
-            known.carried.1 + status.statistics.bytes,
+            base.0 + status.statistics.packets,
+            base.1 + status.statistics.bytes,
         );
+        known.carried = carried;
         let progress = (carried.0, carried.1, status.sequence);
         if progress == sa.stored {
             return;
@@ -129,12 +130,20 @@ impl Importer {
 
     /// The kernel's SA behind one of the dataplane's.
     pub(super) fn serial_of(&self, sa: SaId) -> Option<Serial> {
+        self.installed_as(sa).map(|(serial, _)| serial)
+    }
+
+    /// The same, and what its key had carried when it was installed.
+    fn installed_as(&self, sa: SaId) -> Option<(Serial, (u64, u64))> {
         let mirror = &self.tunnels.get(&sa.tunnel)?.mirror;
         match sa.direction {
-            Direction::Inbound => mirror.inbound.get(&sa.spi)?.serial,
+            Direction::Inbound => {
+                let has = mirror.inbound.get(&sa.spi)?;
+                Some((has.serial?, has.base))
+            }
             Direction::Outbound => {
-                let mut outbound = mirror.outbound.iter();
-                outbound.find(|has| has.spi == sa.spi).map(|has| has.serial)
+                let has = mirror.outbound.iter().find(|has| has.spi == sa.spi)?;
+                Some((has.serial, has.base))
             }
         }
     }

@@ -16,7 +16,7 @@ use esplane_api::{
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -141,6 +141,17 @@ impl Sa {
     /// Whether only an SPI is reserved so far.
     pub fn is_larval(&self) -> bool {
         matches!(self.fact.cipher, XfrmCipher::Larval)
+    }
+
+    /// Where its packets come from and go to; port 0 without UDP.
+    pub fn socket_ends(&self) -> (SocketAddr, SocketAddr) {
+        let encap = self.fact.encap;
+        let source_port = encap.map_or(0, |encap| encap.source_port);
+        let destination_port = encap.map_or(0, |encap| encap.destination_port);
+        (
+            SocketAddr::new(self.fact.source, source_port),
+            SocketAddr::new(self.fact.key.destination, destination_port),
+        )
     }
 
     /// Our address and the peer's.

@@ -78,7 +78,7 @@ pub(super) struct Known {
     pub requested_until: u64,
     /// Inbound: the highest number received.
     pub received: u64,
-    /// Packets and bytes carried by SAs that are gone from the dataplane, or by processes before this one.
+    /// Packets and bytes carried, by processes before this one too.
     pub carried: (u64, u64),
     /// How many SAs have it now: one, none, or for a moment two.
     pub live: u32,

@@ -254,17 +254,19 @@ impl Importer {
     }
 
     fn command_extension(&mut self, serial: Serial, reserved_until: u64) {
-        for (id, tunnel) in &self.tunnels {
-            let mut installed = tunnel.mirror.outbound.iter();
-            if let Some(has) = installed.find(|has| has.serial == serial) {
-                let sa = SaId {
-                    tunnel: *id,
-                    direction: Direction::Outbound,
-                    spi: has.spi,
-                };
-                let command = SaCommand::ExtendSequence { sa, reserved_until };
-                return self.commands(Vec::new(), vec![command]);
-            }
+        let Some(tunnel) = self.kernel.get(serial).and_then(|sa| sa.tunnel) else {
+            return;
+        };
+        let mirror = self.tunnels.get(&tunnel).map(|tunnel| &tunnel.mirror);
+        let has = mirror.and_then(|mirror| mirror.outbound.iter().find(|has| has.serial == serial));
+        if let Some(has) = has {
+            let sa = SaId {
+                tunnel,
+                direction: Direction::Outbound,
+                spi: has.spi,
+            };
+            let command = SaCommand::ExtendSequence { sa, reserved_until };
+            self.commands(Vec::new(), vec![command]);
         }
     }
 
@@ -383,7 +385,7 @@ impl Importer {
                 };
                 self.notice(Some(label), ImportEvent::Ended);
             }
-            return gone.mirror.become_(id, Wanted::NOTHING);
+            return gone.mirror.bring_to(id, Wanted::NOTHING);
         }
         let wanted = self.wanted(id);
         let installs: Vec<(Serial, OuterPath, SequenceStart)> = (wanted.outbound.iter())
@@ -399,7 +401,7 @@ impl Importer {
             }
         }
         match self.tunnels.get_mut(&id) {
-            Some(tunnel) => tunnel.mirror.become_(id, wanted),
+            Some(tunnel) => tunnel.mirror.bring_to(id, wanted),
             None => Vec::new(),
         }
     }
@@ -490,6 +492,7 @@ impl Importer {
                 name,
                 path,
                 selectors,
+                base: self.carried(sa),
             };
             wanted.push((installed, Some(Box::new(params))));
         }
@@ -531,7 +534,12 @@ impl Importer {
                     let travels = tunnel.roamed.map_or(path, |roamed| roamed.apply(path));
                     let selectors = tunnel.selectors.clone();
                     let params = self.params(id, sa, (key, travels), selectors, start);
-                    let installed = InstalledOutbound { spi, serial, path };
+                    let installed = InstalledOutbound {
+                        spi,
+                        serial,
+                        path,
+                        base: self.carried(sa),
+                    };
                     wanted.push((installed, Some(Box::new(params))));
                 }
                 (_, Some(has)) => wanted.push((has.clone(), None)),
@@ -549,8 +557,6 @@ impl Importer {
         selectors: Vec<SelectorPair>,
         sequence: SequenceStart,
     ) -> SaParams {
-        let carried = sa.name.and_then(|name| self.numbers.get(name));
-        let carried = carried.map_or((0, 0), |known| known.carried);
         SaParams {
             tunnel,
             direction: sa.direction.unwrap_or(Direction::Outbound),
@@ -560,9 +566,15 @@ impl Importer {
             window: self.window(sa.fact.window_packets),
             path,
             selectors,
-            lifetime: sa.lifetime(carried),
+            lifetime: sa.lifetime(self.carried(sa)),
             sequence,
         }
+    }
+
+    /// Packets and bytes that an SA's key has carried.
+    fn carried(&self, sa: &Sa) -> (u64, u64) {
+        let known = sa.name.and_then(|name| self.numbers.get(name));
+        known.map_or((0, 0), |known| known.carried)
     }
 
     /// charon's window if it is larger than ours; none at all (`replay_window = 0`) is the largest there is.

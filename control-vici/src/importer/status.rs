@@ -1,34 +1,42 @@
 //! The children as a person wants to see them.
 
 use super::{
-    charon::{Charon, Child, ChildId, Presence},
+    charon::{Child, ChildId, Presence},
     engine::{Importer, tunnel_key},
     kernel::OutboundStage,
     output::{ChildStatus, ImportedSa},
-    tunnel::{Origin, Tunnel},
+    tunnel::{Origin, Tunnel, TunnelKey},
 };
 use esplane_api::{Direction, TunnelId};
+use std::collections::BTreeMap;
 
 impl Importer {
     /// Every child that is imported or should be, with why it is not; on-demand ones too.
     pub fn children(&self) -> Vec<ChildStatus> {
+        let mut by_key: BTreeMap<TunnelKey, Vec<(ChildId, &Child)>> = BTreeMap::new();
+        for (id, child) in self.charon.children() {
+            if let Some(ike) = self.charon.ike_of(child)
+                && child.presence != Presence::Ended
+            {
+                by_key
+                    .entry(tunnel_key(ike, child))
+                    .or_default()
+                    .push((id, child));
+            }
+        }
         let mut all: Vec<ChildStatus> = (self.tunnels.iter())
-            .map(|(id, tunnel)| self.status(*id, tunnel))
+            .map(|(id, tunnel)| {
+                let children = by_key.remove(&tunnel.key).unwrap_or_default();
+                self.status(*id, tunnel, &children)
+            })
             .collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all
     }
 
-    fn status(&self, id: TunnelId, tunnel: &Tunnel) -> ChildStatus {
-        let children: Vec<(ChildId, &Child)> = (self.charon.children())
-            .filter(|(_, child)| {
-                let ike = self.charon.ike_of(child);
-                child.presence != Presence::Ended
-                    && ike.is_some_and(|ike| tunnel_key(ike, child) == tunnel.key)
-            })
-            .collect();
+    fn status(&self, id: TunnelId, tunnel: &Tunnel, children: &[(ChildId, &Child)]) -> ChildStatus {
         let newest = children.last().map(|(_, child)| *child);
-        let ike = newest.and_then(|child| Charon::ike_of(&self.charon, child));
+        let ike = newest.and_then(|child| self.charon.ike_of(child));
         let (reqid, remote_id) = match &tunnel.key.origin {
             Origin::Sas { reqid, remote_id } => (*reqid, remote_id.clone()),
             Origin::Trap => (0, String::new()),

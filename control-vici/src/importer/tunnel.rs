@@ -37,6 +37,8 @@ pub(super) struct Tunnel {
     pub order: u32,
     /// The kernel's SAs that belong to it.
     pub members: BTreeSet<Serial>,
+    /// charon's number of the newest CHILD_SA that had SAs here.
+    pub newest_child: Option<ChildId>,
     pub selectors: Vec<SelectorPair>,
     /// Inbound SAs that have just left the kernel while charon has their child: a MOBIKE brings them back at once.
     pub lingering: Vec<Lingering>,
@@ -90,6 +92,8 @@ pub(super) struct InstalledInbound {
     pub name: KeyName,
     pub path: OuterPath,
     pub selectors: Vec<SelectorPair>,
+    /// Packets and bytes its key had carried before this installation.
+    pub base: (u64, u64),
 }
 
 /// An outbound SA of the dataplane.
@@ -98,6 +102,8 @@ pub(super) struct InstalledOutbound {
     pub spi: Spi,
     pub serial: Serial,
     pub path: OuterPath,
+    /// Packets and bytes its key had carried before this installation.
+    pub base: (u64, u64),
 }
 
 /// What the dataplane should have of a tunnel.
@@ -136,7 +142,7 @@ impl Roamed {
 impl Mirror {
     /// The commands that make the dataplane have what it should, for one list: within it order matters only to
     /// the checks. Afterwards the mirror shows what the dataplane then has.
-    pub fn become_(&mut self, tunnel: TunnelId, wanted: Wanted) -> Vec<SaCommand> {
+    pub fn bring_to(&mut self, tunnel: TunnelId, wanted: Wanted) -> Vec<SaCommand> {
         let mut commands = Vec::new();
         let Some(params) = wanted.params else {
             if self.params.is_some() {
@@ -152,13 +158,12 @@ impl Mirror {
         }
         // New inbound before outbound: the peer may answer the first packet at once.
         for (sa, params) in wanted.inbound {
-            match params {
-                Some(params) if !self.inbound.contains_key(&sa.spi) => {
-                    commands.push(SaCommand::Install(*params));
-                }
-                _ => {}
+            let base = self.inbound.get(&sa.spi).map(|has| has.base);
+            if let (None, Some(params)) = (base, params) {
+                commands.push(SaCommand::Install(*params));
             }
-            self.inbound.insert(sa.spi, sa);
+            let base = base.unwrap_or(sa.base);
+            self.inbound.insert(sa.spi, InstalledInbound { base, ..sa });
         }
         for (sa, params) in wanted.outbound {
             let Some(params) = params else {
@@ -220,6 +225,7 @@ impl Tunnel {
             name,
             order,
             members: BTreeSet::new(),
+            newest_child: None,
             selectors: Vec::new(),
             lingering: Vec::new(),
             roamed: None,

@@ -114,11 +114,12 @@ pub struct End {
     pub held: Vec<Vec<u8>>,
     pub refusals: Vec<String>,
     pub refuse_next: u32,
+    pub defined: Vec<TunnelParams>,
     /// SPIs of outbound SAs by age, as the kernel got them; what sends must be the oldest that can.
     pub ages: BTreeMap<Spi, u64>,
     /// The order in which charon's children came, for reading "oldest".
     pub lax_age: bool,
-    sent_as: HashSet<(Spi, u64)>,
+    sent_as: HashSet<(Vec<u8>, u64)>,
 }
 
 pub fn ip(text: &str) -> IpAddr {
@@ -156,6 +157,7 @@ impl End {
             held: Vec::new(),
             refusals: Vec::new(),
             refuse_next: 0,
+            defined: Vec::new(),
             ages: BTreeMap::new(),
             lax_age: false,
             sent_as: HashSet::new(),
@@ -392,7 +394,6 @@ impl End {
             }
         }
         self.check();
-        self.send_held();
     }
 
     fn answer_one_without_drain(&mut self) -> bool {
@@ -406,6 +407,12 @@ impl End {
     fn carry_out(&mut self, output: ImportOutput) {
         match output {
             ImportOutput::Commands(commands) => {
+                assert!(!commands.is_empty());
+                for command in &commands {
+                    if let SaCommand::DefineTunnel(params) = command {
+                        self.defined.push(params.clone());
+                    }
+                }
                 let refused = match self.refuse_next.checked_sub(1) {
                     Some(left) => {
                         self.refuse_next = left;
@@ -534,6 +541,10 @@ impl End {
             .collect()
     }
 
+    pub fn last_defined(&self) -> &TunnelParams {
+        self.defined.last().unwrap()
+    }
+
     pub fn notice_texts(&self) -> String {
         let texts: Vec<String> = self.notices.iter().map(ToString::to_string).collect();
         texts.join("\n")
@@ -549,23 +560,31 @@ impl End {
         match batch.packets()[0].verdict {
             Verdict::Forward => {
                 let sealed = batch.data(0).to_vec();
-                let spi = Spi::new(u32::from_be_bytes(
-                    sealed[esp_at(&sealed)..][..4].try_into().unwrap(),
-                ))
-                .unwrap();
-                let iv = u64::from_be_bytes(sealed[esp_at(&sealed) + 8..][..8].try_into().unwrap());
+                let esp = &sealed[esp_at(&sealed)..];
+                let spi = u32::from_be_bytes(esp[..4].try_into().unwrap());
+                let iv = u64::from_be_bytes(esp[8..16].try_into().unwrap());
+                let key = self.key_that_sends(spi, &sealed[16..20]);
                 assert!(
-                    self.sent_as.insert((spi, iv)),
-                    "number {iv} of {spi} used twice"
+                    self.sent_as.insert((key, iv)),
+                    "number {iv} of {spi:#x} used twice"
                 );
                 Some(sealed)
             }
-            Verdict::Hold(tunnel) => {
+            Verdict::Hold(_) => {
                 self.held.push(inner.to_vec());
-                let _ = tunnel;
                 None
             }
             other => panic!("{:?}: {other:?}", self.side),
+        }
+    }
+
+    fn key_that_sends(&self, spi: u32, destination: &[u8]) -> Vec<u8> {
+        let destination = IpAddr::from(<[u8; 4]>::try_from(destination).unwrap());
+        let of_spi = || self.sadb.sas.values().filter(|sa| sa.key.spi.get() == spi);
+        let exactly = of_spi().find(|sa| sa.key.destination == destination);
+        match &exactly.or_else(|| of_spi().next()).unwrap().cipher {
+            XfrmCipher::Aead(key) => key.dangerous_key().to_vec(),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -579,8 +598,6 @@ impl End {
             other => Err(other),
         }
     }
-
-    fn send_held(&mut self) {}
 }
 
 /// Two ends, and a count of what they have told each other.
