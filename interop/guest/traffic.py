@@ -133,8 +133,8 @@ def tcp_send(to, port, size, source=None):
 # --- numbered packets -------------------------------------------------------------------------------
 
 
-def flow_receive(address, port, ready, quiet=3.0, limit=120.0):
-    """Counts numbered UDP packets until the sender's last one, and what is still under way behind it."""
+def flow_receive(address, port, ready, quiet=3.0, limit=300.0, stop_file=None):
+    """Counts numbered UDP packets until the sender's last one, and what is still under way behind it; or until `stop_file` is there."""
     stop = STOP
     with socket.socket(family_of(address), socket.SOCK_DGRAM) as receiver:
         receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
@@ -150,6 +150,8 @@ def flow_receive(address, port, ready, quiet=3.0, limit=120.0):
             try:
                 data = receiver.recv(65535)
             except TimeoutError:
+                if stop_file and os.path.exists(stop_file):
+                    break
                 continue
             number, count, size = struct.unpack_from("!QQI", data)
             if count:
@@ -198,6 +200,14 @@ def flow_send(to, port, packets_per_second, seconds=None, size=200, source=None,
             time.sleep(0.3)
             sender.sendto(struct.pack("!QQI", 0, number, 20), (to, port))
         return {"sent": number, "failed": failed}
+
+
+def burst(to, port, count, size=200):
+    """Numbered packets as fast as they go, with no word at the end."""
+    with socket.socket(family_of(to), socket.SOCK_DGRAM) as sender:
+        for number in range(count):
+            with contextlib.suppress(OSError):
+                sender.sendto(struct.pack("!QQI", number, 0, size) + filling(number, size - 20), (to, port))
 
 
 def filling(number, size):
@@ -250,14 +260,14 @@ def carries_esp(packet, port):
     return protocol == 50 or protocol == 17 and payload[2:4] == struct.pack("!H", port) and payload[8:12] != bytes(4)
 
 
-def inject(device, frames, gap_seconds=0.0):
-    """Puts recorded frames onto a link once more, as they are."""
+def inject(device, frames):
+    """Puts recorded frames onto a link once more, as they are, and no faster than queues take them."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
         link.bind((device, 0))
-        for frame in frames:
+        for number, frame in enumerate(frames):
             link.send(base64.b64decode(frame))
-            if gap_seconds:
-                time.sleep(gap_seconds)
+            if number % 16 == 15:
+                time.sleep(0.004)
     return len(frames)
 
 

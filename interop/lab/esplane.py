@@ -72,7 +72,7 @@ log: {{ level: debug }}
         return self.process.wait()
 
 
-def static_sa(outer, own, peer, spi_in, spi_out, key_in, key_out, suite, esn, window, routes, udp):
+def static_sa(own, peer, spi_in, spi_out, key_in, key_out, suite, esn, window, routes, udp):
     """A `static_sas` section of one entry."""
     encapsulation = "udp: { local_port: 4500, remote_port: 4500 }" if udp else ""
     return f"""\

@@ -5,7 +5,6 @@ import contextlib
 import fnmatch
 import importlib.util
 import json
-import os
 import queue
 import shutil
 import signal
@@ -55,8 +54,10 @@ def main():
         for scenario in scenarios:
             print(f"  {scenario.name:44} {'quick' if scenario.quick else '':6} {scenario.about}")
         return 0
-    # A termination unwinds like Ctrl-C, so that all that was made is removed.
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    # A termination unwinds like Ctrl-C, so that all that was made is removed; also in the background of a script, where
+    # Ctrl-C is ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
     try:
         packages.need_tools()
         root = packages.prepare(BASE, arguments.fresh)
@@ -70,6 +71,10 @@ def main():
         return 130
     report(verdicts, seconds, arguments)
     return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
 
 
 def parse():

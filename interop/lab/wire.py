@@ -58,10 +58,10 @@ def esp_of(frame):
     return struct.unpack_from("!II", payload)
 
 
-def replay(host, device, frames, gap_seconds=0.0):
+def replay(host, device, frames):
     """Sends recorded frames once more."""
     encoded = [base64.b64encode(frame).decode() for frame in frames]
-    return host.call("inject", device=device, frames=encoded, gap_seconds=gap_seconds)
+    return host.call("inject", device=device, frames=encoded)
 
 
 def tshark(root, directory, data, keys, fields, name):
