@@ -27,7 +27,7 @@ class PlaceError(Exception):
 
 
 class Place:
-    """The agent's other end. Thread-safe."""
+    """The agent's other end. Thread-safe. Made, it has begun to start; `come_up` waits for it; `close` ends it at any time."""
 
     def __init__(self):
         self.answers, self.arrived, self.number = {}, threading.Condition(), 0
@@ -93,9 +93,7 @@ class Guest(Place):
     It has one processor: with two, the kernel's own ESP sends packets up to 41 places late, behind the smallest window.
     """
 
-    kind = "guest"
-
-    def __init__(self, root, image, accelerator, memory_mib=1024, boot_seconds=BOOT_SECONDS, more=()):
+    def __init__(self, root, image, accelerator, memory_mib=1024, more=()):
         super().__init__()
         self.directory = Path(tempfile.mkdtemp(prefix="esplane-interop-"))
         self.console = self.directory / "console"
@@ -112,12 +110,10 @@ class Guest(Place):
         self.log = open(self.directory / "qemu.log", "w")
         # It dies with the thread that made it, whatever becomes of the rest.
         self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
-        try:
-            self.socket = self.connect(port)
-            self.attach(self.socket.recv, self.socket.sendall, boot_seconds)
-        except BaseException:
-            self.close()
-            raise
+
+    def come_up(self, seconds=BOOT_SECONDS):
+        connection = self.connect(self.directory / "agent")
+        self.attach(connection.recv, connection.sendall, seconds)
 
     def connect(self, port):
         end = time.monotonic() + 10
@@ -145,32 +141,27 @@ class Guest(Place):
 
 
 class Machine(Place):
-    """Namespaces of this machine: processes, mounts and network of their own, on the same unpacked Debian as a guest's.
+    """Namespaces of this machine: processes, mounts and network of their own, with the very files of a guest, on this machine's kernel.
 
-    All of it ends with the first process, which ends with this one.
+    All of it ends with its first process, which ends with this one.
     """
 
-    kind = "machine"
-
-    def __init__(self, root, lab):
+    def __init__(self, image):
         super().__init__()
         self.error = tempfile.TemporaryFile()
-        # A directory of its own over the unpacked packages, so that two at once do not meet.
         script = f"""set -e
-            mount -t tmpfs top /mnt && mkdir /mnt/upper /mnt/work /mnt/root
-            mount -t overlay -o lowerdir={root},upperdir=/mnt/upper,workdir=/mnt/work top /mnt/root
-            cd /mnt/root
-            mount -t proc proc proc && mount -t sysfs sysfs sys && mount --rbind /dev dev && mount -t tmpfs run run
-            exec chroot . /usr/bin/python3 /opt/lab/agent.py"""
+            mount -t tmpfs files /mnt && cd /mnt
+            cpio --extract --make-directories --quiet <{image}
+            mount -t proc proc proc && mount -t sysfs sysfs sys && mount --rbind /dev dev
+            mkdir -p opt/busybox && chroot . busybox --install -s /opt/busybox && ln -sfn /run var/run
+            exec chroot . python3 /opt/lab/agent.py"""
         command = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "sh", "-c", script]
         environment = {"PATH": "/usr/bin:/usr/sbin:/bin:/sbin:/opt/busybox", "HOME": "/root", "LANG": "C.UTF-8"}
         self.process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         stderr=self.error, env=environment, bufsize=0)  # fmt: skip
-        try:
-            self.attach(self.process.stdout.read, self.process.stdin.write, 30)
-        except BaseException:
-            self.close()
-            raise
+
+    def come_up(self, seconds=BOOT_SECONDS):
+        self.attach(self.process.stdout.read, self.process.stdin.write, seconds)
 
     def last_words(self):
         self.error.seek(0)
@@ -183,15 +174,6 @@ class Machine(Place):
         self.error.close()
 
 
-def boot(root, image, accelerator):
-    for attempt in range(BOOT_ATTEMPTS):
-        try:
-            return Guest(root, image, accelerator)
-        except PlaceError:
-            if attempt + 1 == BOOT_ATTEMPTS:
-                raise
-
-
 def accelerator(root, image, base):
     """`kvm` if a guest really comes up under it, else `tcg`. The answer holds until this machine boots again."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -201,8 +183,10 @@ def accelerator(root, image, base):
     found = "tcg"
     if os.access("/dev/kvm", os.R_OK | os.W_OK):
         # There are machines that have KVM and where a guest hangs in it.
+        probe = Guest(root, image, "kvm")
         with contextlib.suppress(PlaceError):
-            Guest(root, image, "kvm", boot_seconds=8).close()
+            probe.come_up(seconds=8)
             found = "kvm"
+        probe.close()
     memory.write_text(f"{boot} {found}\n")
     return found

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Callable
 
 from . import image, packages
-from .place import Machine, PlaceError, accelerator, boot
+from .place import BOOT_ATTEMPTS, Guest, Machine, PlaceError, accelerator
 from .world import Failed, World
 
 LAB = Path(__file__).resolve().parent.parent
@@ -137,8 +137,9 @@ def tell(scenarios, root, programs, arguments):
         for thread in threads:
             thread.start()
         try:
-            for thread in threads:
-                thread.join()
+            # Not by `join`: Python 3.11 takes a thread for ended once its join has been interrupted.
+            while any(thread.is_alive() for thread in threads):
+                time.sleep(0.1)
         finally:
             crew.stop()
             for thread in threads:
@@ -209,13 +210,21 @@ class Crew:
                     print("    " + (directory / "failure").read_text()[:3000].replace("\n", "\n    "), flush=True)
 
     def enter(self, kind, places):
-        if self.stopping:
-            raise PlaceError("stopping")
-        place = boot(self.root, self.picture, self.fast) if kind == "guest" else Machine(self.root, LAB)
-        places[kind] = place
-        with self.lock:
-            self.places.add(place)
-        return place
+        for attempt in range(BOOT_ATTEMPTS):
+            place = Guest(self.root, self.picture, self.fast) if kind == "guest" else Machine(self.picture)
+            places[kind] = place
+            with self.lock:
+                self.places.add(place)
+            try:
+                # Behind the line above, so that one that just begins is ended too.
+                if self.stopping:
+                    raise PlaceError("stopping")
+                place.come_up()
+                return place
+            except PlaceError:
+                if self.stopping or attempt + 1 == BOOT_ATTEMPTS:
+                    raise
+                self.leave(places, kind)
 
     def leave(self, places, kind):
         place = places.pop(kind)
@@ -228,6 +237,7 @@ class Crew:
         self.stopping = True
         with self.lock:
             for place in self.places:
+                place.gone = "stopping"
                 place.process.kill()
 
 
