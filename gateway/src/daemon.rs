@@ -15,6 +15,7 @@ use crate::{
     keys,
     netlink::Netlink,
     network::{Network, inner_mtu},
+    nic::{self, Attached},
     node::Node,
     resolver::Resolver,
     status::ReloadTotals,
@@ -100,6 +101,7 @@ async fn start(
     // 4. Workers.
     let tables = Arc::new(ArcSwap::new(node.tables()));
     let (to_control, from_workers) = mpsc::channel(TO_CONTROL);
+    let Attached { inner, outer, nics } = nic::attach(&config, &netlink, inner, outer).await?;
     let (workers, counters) = spawn_workers(inner, outer, mtu_max, &tables, &to_control)?;
     // 5. Addresses and routes last: from here on packets come.
     let network = Network::set_up(netlink, &config, mtu).await?;
@@ -125,6 +127,7 @@ async fn start(
         transmitter,
         dummies: Dummies::new(),
         network,
+        _nics: nics,
         mtu,
         mtu_max,
         statics,
@@ -240,12 +243,13 @@ fn fill(
 type Counted = Vec<(Option<usize>, Arc<WorkerCounters>)>;
 
 fn spawn_workers(
-    inner: Vec<TunQueue>,
-    outer: Vec<OuterSockets>,
+    inner: Vec<Box<dyn Driver>>,
+    outer: Vec<Box<dyn Driver>>,
     mtu: u32,
     tables: &Arc<ArcSwap<Tables>>,
     control: &mpsc::Sender<ToControl>,
 ) -> Started<(Vec<WorkerHandle>, Counted)> {
+    let cores = worker::cores();
     let mut handles = Vec::new();
     let mut counted = Vec::new();
     for (index, (inner, outer)) in inner.into_iter().zip(outer).enumerate() {
@@ -253,12 +257,12 @@ fn spawn_workers(
         counted.push((None, Arc::clone(&counters)));
         handles.push(worker::spawn(WorkerSetup {
             index,
-            inner: Box::new(inner) as Box<dyn Driver>,
-            outer: Box::new(outer),
+            inner,
+            outer,
             tables: Arc::clone(tables),
             control: control.clone(),
             counters,
-            pin_to_core: None,
+            pin_to_core: cores.get(index).copied(),
             batch_packets: BATCH_PACKETS,
             frame_bytes: frame_bytes(mtu as usize),
             hold: HoldLimits::default(),

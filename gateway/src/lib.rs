@@ -16,7 +16,7 @@
 //!                        config/, SIGHUP      http/ ◀── show.rs, Prometheus
 //! ```
 //!
-//! `daemon.rs` opens and closes it all, `aead.rs` says with which implementation packets are sealed; `demo/` runs two of it against each other, `bench/`
+//! `nic/` puts AF_XDP in front of the drivers where the configuration asks for it, `daemon.rs` opens and closes it all, `aead.rs` says with which implementation packets are sealed; `demo/` runs two of it against each other, `bench/`
 //! measures the packet path in memory.
 
 pub mod aead;
@@ -33,6 +33,7 @@ pub mod io;
 pub mod keys;
 pub mod netlink;
 pub mod network;
+pub mod nic;
 pub mod node;
 pub mod reservation;
 pub mod resolver;

@@ -426,6 +426,15 @@ fn traffic(batch: &Batch) -> Traffic {
     traffic
 }
 
+/// The cores that this process may use: a worker for each, and each on its own.
+pub fn cores() -> Vec<usize> {
+    let allowed = rustix::thread::sched_getaffinity(None);
+    let allowed = allowed.as_ref();
+    (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|core| allowed.is_ok_and(|allowed| allowed.is_set(*core)))
+        .collect()
+}
+
 fn pin(core: Option<usize>) {
     let Some(core) = core else { return };
     let mut cores = rustix::thread::CpuSet::new();

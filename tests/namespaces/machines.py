@@ -72,6 +72,11 @@ class Machine:
     def ip(self, *arguments):
         ip("-netns", self.namespace, *arguments)
 
+    def link(self, name):
+        """What the kernel says of one of its interfaces."""
+        command = ["ip", "-netns", self.namespace, "link", "show", name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
     def links(self):
         with self.inside():
             return [name for _, name in socket.if_nameindex()]
@@ -299,6 +304,25 @@ class World:
         self.tap = Wiretap(berlin)
         self.tap.start()
         self.stack.callback(self.tap.stop)
+
+    def host_behind(self, gateway):
+        """A host in the gateway's private network, over the gateway's interface `lan`."""
+        host = Machine("host", 7)
+        host.v4 = f"10.{gateway.number}.7.2"
+        ip("netns", "add", host.namespace)
+        self.stack.callback(ip, "netns", "del", host.namespace)
+        gateway.ip("link", "add", "lan", "type", "veth", "peer", "name", "eth0", "netns", host.namespace)
+        gateway.ip("address", "add", f"10.{gateway.number}.7.1/24", "dev", "lan")
+        gateway.ip("link", "set", "lan", "up")
+        host.ip("address", "add", f"{host.v4}/24", "dev", "eth0")
+        host.ip("link", "set", "eth0", "up")
+        host.ip("link", "set", "lo", "up")
+        host.ip("route", "add", "default", "via", f"10.{gateway.number}.7.1")
+        ip("netns", "exec", gateway.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+        service = EchoService(host)
+        service.start()
+        self.stack.callback(service.socket.close)
+        return host
 
     def kill(self):
         for daemon in self.daemons:

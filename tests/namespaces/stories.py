@@ -217,6 +217,89 @@ def static_sas(world, udp):
     assert not world.tap.clear_frames()
 
 
+def nic_mode_outside(world):
+    """AF_XDP on the public interface: the kernel's stack sees handshakes, and of the rest only what was inside."""
+    world.configure(berlin="rekey: { seconds: 5 }")
+    for daemon in world.daemons:
+        with open(daemon.config_file, "a") as file:
+            file.write("outer: { xdp: { interface: eth0 } }\n")
+    a, b = world.start()
+    berlin, oslo = world.machines
+    eventually(lambda: berlin.echo(oslo.inner_v4) and oslo.echo(berlin.inner_v6), "the tunnel is up")
+    for size in (0, 1, 100, 1000, 1300, 1400):
+        assert berlin.echo(oslo.inner_v4, 24 + size), f"UDP with {size} bytes"
+        assert oslo.echo(berlin.inner_v6, 24 + size), f"UDP over IPv6 with {size} bytes"
+    assert berlin.echo(oslo.inner_v4, 20_000), "fragments of a large datagram"
+    before, trips = received_by_ip(berlin), 200
+    assert all(berlin.echo(oslo.inner_v4, 200) for _ in range(trips))
+    seen = received_by_ip(berlin) - before
+    assert trips <= seen < trips * 3 // 2, f"{seen} packets met the kernel in {trips} round trips; twice as many without AF_XDP"
+    eventually(lambda: a.status()["peers"][0]["rekeys"] >= 1 and berlin.echo(oslo.inner_v4), "a rekey changes nothing")
+    assert unexpected(a) == {} and unexpected(b) == {}
+    assert "xdp" in berlin.link("eth0")
+    a.stop(signal.SIGKILL)
+    eventually(lambda: "xdp" not in berlin.link("eth0"), "the program goes with the process, however it ends")
+    a.start()
+    eventually(lambda: berlin.echo(oslo.inner_v4), "and it comes back")
+
+
+def nic_mode_over_ipv6(world):
+    world.configure(outer="v6")
+    for daemon in world.daemons:
+        with open(daemon.config_file, "a") as file:
+            file.write("outer: { xdp: { interface: eth0, queues: 1 } }\n")
+    a, b = world.start()
+    berlin, oslo = world.machines
+    eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
+    for size in (24, 500, 1300):
+        assert berlin.echo(oslo.inner_v4, size) and oslo.echo(berlin.inner_v6, size)
+    assert unexpected(a) == {} and unexpected(b) == {}
+
+
+def nic_mode_on_both_sides(world):
+    """A host behind berlin, whose packets go from one network card to the other without the kernel."""
+    world.configure()
+    berlin, oslo = world.machines
+    host = world.host_behind(berlin)
+    a, b = world.daemons
+    with open(a.config_file, "a") as file:
+        file.write("outer: { xdp: { interface: eth0 } }\ninner: { xdp: { interface: lan } }\n")
+    world.start()
+    eventually(lambda: host.echo(oslo.inner_v4), "the host reaches the far network")
+    eventually(lambda: oslo.echo(host.v4), "and is reached")
+    for size in (24, 25, 1000, 1300, 1400):
+        assert host.echo(oslo.inner_v4, size), f"{size} bytes"
+    eventually(lambda: host.echo(oslo.inner_v4, 3000), "more than the tunnel takes: the kernel tells the host, or cuts")
+    before, trips = received_by_ip(berlin), 200
+    assert all(host.echo(oslo.inner_v4, 200) for _ in range(trips))
+    seen = received_by_ip(berlin) - before
+    assert seen < trips // 2, f"{seen} packets met the kernel in {trips} round trips; four times as many without AF_XDP"
+    assert host.ping(berlin.inner_v4) and berlin.echo(oslo.inner_v4), "the gateway itself is still there"
+    assert unexpected(a) == {} and unexpected(b) == {}
+
+
+def nic_mode_is_refused_clearly(world):
+    world.configure()
+    a, _ = world.daemons
+    good = a.config_file.read_text()
+    for more, expected in (
+        ("outer: { xdp: { interface: eth9 } }", "no network interface `eth9`"),
+        ("outer: { xdp: { interface: eth0, queues: 200 } }", "queues, not 200"),
+        ("outer: { xdp: { interface: lo } }", "`lo`"),
+    ):
+        a.config_file.write_text(f"{good}\n{more}\n")
+        result = a.run("run", "-c", a.config_file)
+        assert result.returncode != 0 and expected in result.stderr, f"{more}: {result.stderr}"
+    assert "xdp" not in world.machines[0].link("eth0")
+
+
+def received_by_ip(machine):
+    """Packets that the machine's IP stack has seen."""
+    with machine.inside(), open("/proc/thread-self/net/snmp") as file:
+        names, values = [line.split() for line in file if line.startswith("Ip:")]
+    return int(values[names.index("InReceives")])
+
+
 def preshared_keys(world):
     world.configure(berlin="psk_file: psk", oslo="psk_file: psk")
     text = world.daemons[0].run("genpsk").stdout
@@ -385,6 +468,10 @@ STORIES = [
     a_killed_daemon_comes_back,
     static_sas_in_udp,
     static_sas_in_plain_esp,
+    nic_mode_outside,
+    nic_mode_over_ipv6,
+    nic_mode_on_both_sides,
+    nic_mode_is_refused_clearly,
     static_sas_come_and_go_by_the_api,
     preshared_keys,
     a_peer_is_found_by_its_name,

@@ -23,6 +23,8 @@ pub(super) struct Document {
     pub install_routes: Option<bool>,
     pub route_metric: Option<At<u64>>,
     pub workers: Option<At<String>>,
+    pub outer: Option<DriverDocument>,
+    pub inner: Option<DriverDocument>,
     #[serde(default)]
     pub peers: Vec<At<PeerDocument>>,
     #[serde(default)]
@@ -42,6 +44,19 @@ pub(super) struct InterfaceDocument {
     #[serde(default)]
     pub addresses: Vec<At<String>>,
     pub mtu: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DriverDocument {
+    pub xdp: XdpDocument,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct XdpDocument {
+    pub interface: At<String>,
+    pub queues: Option<At<String>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -14,12 +14,13 @@
 //!
 //! | live | needs a restart ([`Config::restart_needed`]) |
 //! |---|---|
-//! | `peers`, `static_sas`, `strongswan.routes`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, the rest of `strongswan`, `api`, `log.format`, the first static SA in plain ESP, beside strongSwan the first peer or static SA in UDP |
+//! | `peers`, `static_sas`, `strongswan.routes`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `outer`, `inner`, the rest of `strongswan`, `api`, `log.format`, the first static SA in plain ESP, beside strongSwan the first peer or static SA in UDP |
 //!
 //! Peers whose settings did not change keep their SAs.
 
 mod cross;
 mod document;
+mod drivers;
 mod noise;
 mod peers;
 mod problem;
@@ -31,6 +32,7 @@ mod strongswan;
 mod tests;
 mod yaml;
 
+pub use drivers::{Drivers, XdpInterface};
 pub use problem::{ConfigError, Problem};
 pub use static_sas::{StaticSa, StaticSaContext, TunnelIds};
 pub use strongswan::{DEFAULT_VICI_SOCKET, DEFAULT_XFRM_SOCKET, Mode, Strongswan};
@@ -79,6 +81,8 @@ pub struct Config {
     pub route_metric: u32,
     /// How many worker threads.
     pub workers: Workers,
+    /// Network cards that packets pass without the kernel's stack.
+    pub drivers: Drivers,
     /// The tunnels keyed by Noise.
     pub peers: Vec<Peer>,
     /// The tunnels keyed by hand.
@@ -284,6 +288,8 @@ impl Config {
             ("listen", self.listen == new.listen),
             ("interface", self.interface == new.interface),
             ("workers", self.workers == new.workers),
+            ("outer", self.drivers.outer == new.drivers.outer),
+            ("inner", self.drivers.inner == new.drivers.inner),
             ("api", self.api == new.api),
             ("log.format", self.log.format == new.log.format),
             (
@@ -350,6 +356,14 @@ impl fmt::Display for Config {
             write!(f, " {address}")?;
         }
         writeln!(f)?;
+        for (side, driver) in [
+            ("outer", &self.drivers.outer),
+            ("inner", &self.drivers.inner),
+        ] {
+            if let Some(xdp) = driver {
+                writeln!(f, "  {side}      {} over AF_XDP", xdp.name)?;
+            }
+        }
         for peer in &self.peers {
             write!(f, "  peer       {}", peer.name)?;
             match &peer.endpoint {

@@ -5,7 +5,7 @@ use super::{
     DEFAULT_LISTEN_BESIDE_CHARON, DEFAULT_STATE_DIR, Interface, InterfaceAddress, Log, LogFormat,
     Mtu, StaticSaContext, Workers, cross,
     document::{ApiDocument, At, Document, InterfaceDocument, LogDocument},
-    peers,
+    drivers, peers,
     problem::Problems,
     secrets, static_sas, strongswan,
 };
@@ -36,6 +36,7 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
     let strongswan = strongswan.map(|document| strongswan::strongswan(p, document));
     let interface = interface(p, &document.interface);
     let workers = workers(p, document.workers.as_ref());
+    let drivers = drivers::drivers(p, document.outer.as_ref(), document.inner.as_ref());
     let route_metric = number(
         p,
         document.route_metric.as_ref(),
@@ -66,29 +67,34 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
     );
 
     let complete = problems.is_empty();
-    match (name, listen, interface, workers, api, log) {
-        (Some(name), Some(listen), Some(interface), Some(workers), Some(api), Some(log))
-            if complete =>
-        {
-            Ok(Config {
-                file: file.to_owned(),
-                name,
-                state_dir: document
-                    .state_dir
-                    .unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
-                private_key,
-                listen,
-                interface,
-                install_routes: document.install_routes.unwrap_or(true),
-                route_metric: route_metric.map_or(DEFAULT_ROUTE_METRIC, |metric| metric as u32),
-                workers,
-                peers: peers.into_iter().flatten().collect(),
-                static_sas: static_sas.into_iter().flatten().collect(),
-                strongswan: strongswan.flatten(),
-                api,
-                log,
-            })
-        }
+    match (name, listen, interface, workers, drivers, api, log) {
+        (
+            Some(name),
+            Some(listen),
+            Some(interface),
+            Some(workers),
+            Some(drivers),
+            Some(api),
+            Some(log),
+        ) if complete => Ok(Config {
+            file: file.to_owned(),
+            name,
+            state_dir: document
+                .state_dir
+                .unwrap_or_else(|| DEFAULT_STATE_DIR.into()),
+            private_key,
+            listen,
+            interface,
+            install_routes: document.install_routes.unwrap_or(true),
+            route_metric: route_metric.map_or(DEFAULT_ROUTE_METRIC, |metric| metric as u32),
+            workers,
+            drivers,
+            peers: peers.into_iter().flatten().collect(),
+            static_sas: static_sas.into_iter().flatten().collect(),
+            strongswan: strongswan.flatten(),
+            api,
+            log,
+        }),
         _ => Err(ConfigError::Wrong {
             file: file.to_owned(),
             problems: problems.into_vec(),
@@ -234,7 +240,7 @@ fn socket_address(
 }
 
 fn interface(p: &mut Problems<'_>, document: &InterfaceDocument) -> Option<Interface> {
-    let name = interface_name(p, &document.name);
+    let name = interface_name(p, &document.name, "interface.name");
     let mut addresses = Vec::new();
     for (index, at) in document.addresses.iter().enumerate() {
         let path = format!("interface.addresses[{index}]");
@@ -264,7 +270,7 @@ fn interface(p: &mut Problems<'_>, document: &InterfaceDocument) -> Option<Inter
 }
 
 /// As the kernel's `dev_valid_name`, and printable ASCII besides.
-fn interface_name(p: &mut Problems<'_>, at: &At<String>) -> Option<String> {
+pub(super) fn interface_name(p: &mut Problems<'_>, at: &At<String>, path: &str) -> Option<String> {
     let text = &at.value;
     let fits = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | ':' | '%');
     if (1..=MAX_INTERFACE_NAME_BYTES).contains(&text.len())
@@ -273,7 +279,7 @@ fn interface_name(p: &mut Problems<'_>, at: &At<String>) -> Option<String> {
     {
         return Some(text.clone());
     }
-    p.add(at.referenced, "interface.name", format_args!(
+    p.add(at.referenced, path, format_args!(
         "`{text}` cannot name an interface; use 1 to {MAX_INTERFACE_NAME_BYTES} characters without spaces, `/`, `:` and `%`, such as esp0"
     ));
     None
@@ -306,7 +312,7 @@ fn interface_address(text: &str) -> Result<InterfaceAddress, String> {
 }
 
 /// `auto` (or nothing) is `Some(None)`; a wrong value is reported and `None`.
-fn auto_or_number(
+pub(super) fn auto_or_number(
     p: &mut Problems<'_>,
     at: Option<&At<String>>,
     path: &str,

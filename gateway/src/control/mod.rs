@@ -36,6 +36,7 @@ use crate::{
     io::OuterTransmitter,
     netlink::NetlinkError,
     network::Network,
+    nic::Nics,
     node::{Action, Node},
     resolver::{Resolved, Resolver},
     status::ReloadTotals,
@@ -69,6 +70,7 @@ pub(crate) struct Control {
     pub transmitter: OuterTransmitter,
     pub dummies: Dummies,
     pub network: Network,
+    pub _nics: Nics,
     pub mtu: u32,
     /// What the frames have room for.
     pub mtu_max: u32,

@@ -25,12 +25,10 @@
 //! into frames, what does not fit into the batch waits in the driver, and runs of neighbours that agree leave
 //! as one, gathered from their frames. Each missing offload costs one log line and speed, nothing else.
 //!
-//! # What else fits behind [`Driver`]
+//! # NIC mode
 //!
-//! * **AF_XDP**. There the kernel writes into memory the driver has registered. [`Driver::receive`]
-//!   then copies each descriptor's frame into the batch (the first step), or the batch is made over the registered memory:
-//!   a driver that owns the arena hands out its batch by a further provided method, and the
-//!   worker takes that in place of its own. Such a driver wants `OuterHeaders::Written`.
+//! `xdp/` drives network cards past the kernel's stack, and keeps the drivers above for what is better left to the kernel. It
+//! hands packets on as sockets do, so nothing else knows of it.
 #![allow(unsafe_code)] // system calls; every block argues its soundness
 
 mod control;
@@ -47,6 +45,7 @@ mod socket;
 pub mod tun;
 pub mod udp;
 mod vnet;
+pub mod xdp;
 
 pub use outer::{OuterSockets, OuterTransmitter};
 pub use poll::{Waker, wait};
@@ -80,8 +79,10 @@ pub trait Driver: Send {
     fn poll_descriptors(&self) -> Descriptors<'_>;
 }
 
+/// Descriptors that one driver may have.
+pub const DESCRIPTORS_MAX: usize = 16;
 /// The descriptors of one driver.
-pub type Descriptors<'a> = arrayvec::ArrayVec<BorrowedFd<'a>, 6>;
+pub type Descriptors<'a> = arrayvec::ArrayVec<BorrowedFd<'a>, DESCRIPTORS_MAX>;
 
 /// How much was carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -156,7 +156,10 @@ impl Driver for OuterSockets {
         let raw = self.raw.iter().flat_map(Driver::poll_descriptors);
         let shared = self.shared.iter().flat_map(Driver::poll_descriptors);
         let udp = self.udp.iter().map(UdpOuter::as_fd);
-        udp.chain(raw).chain(shared).take(6).collect()
+        udp.chain(raw)
+            .chain(shared)
+            .take(super::DESCRIPTORS_MAX)
+            .collect()
     }
 }
 

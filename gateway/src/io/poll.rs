@@ -1,6 +1,6 @@
 //! Sleeping until something arrives, and being woken by another thread.
 
-use super::Descriptors;
+use super::{DESCRIPTORS_MAX, Descriptors};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use std::{
     io,
@@ -56,10 +56,11 @@ pub fn wait(
     descriptors: &[Descriptors<'_>],
     timeout: Option<Duration>,
 ) -> io::Result<Woken> {
-    let mut polled: arrayvec::ArrayVec<PollFd<'_>, 13> = arrayvec::ArrayVec::new();
+    let mut polled: arrayvec::ArrayVec<PollFd<'_>, { 1 + 2 * DESCRIPTORS_MAX }> =
+        arrayvec::ArrayVec::new();
     polled.push(PollFd::new(waker, PollFlags::IN));
     for descriptor in descriptors.iter().flatten() {
-        // Two drivers of six descriptors fit; a third driver's surplus would only be slow, not lost.
+        // Two drivers fit; a third one's surplus would only be slow, not lost.
         let _ = polled.try_push(PollFd::from_borrowed_fd(*descriptor, PollFlags::IN));
     }
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());

@@ -13,13 +13,16 @@
 //! | file | holds |
 //! |---|---|
 //! | `mod.rs` | [`Netlink`], [`Link`]: the requests |
+//! | `follow.rs` | neighbours, next hops, own addresses; hearing when they change |
 //! | `installed.rs` | [`Installed`]: the journal |
 //! | `error.rs` | [`NetlinkError`], [`Action`]: what was asked, what is wrong, what would be right |
 
 mod error;
+mod follow;
 mod installed;
 
 pub use error::{Action, NetlinkError, Obstacle};
+pub use follow::{Changes, Neighbour, Way};
 pub use installed::Installed;
 
 use esplane_api::IpPrefix;

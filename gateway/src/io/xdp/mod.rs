@@ -1,0 +1,123 @@
+//! NIC mode: packets past the kernel's network stack, over AF_XDP.
+//!
+//! ```text
+//!   NIC queue n ─▶ XDP program ──── ESP, ESP in UDP for one of our addresses ────▶ socket.rs ─▶ outer.rs ─▶ worker
+//!                  (outer.bpf)      all else: the kernel, as ever                  rx ring
+//!   NIC queue n ◀──────────────────────────────────────────────────────────────── tx ring  ◀─ outer.rs ◀─ worker
+//!                                   no next hop known yet, larger than the MTU: the kernel's sockets
+//! ```
+//!
+//! The private side is the same with `inner.bpf` and `inner.rs`: taken is what the kernel would route into the
+//! tunnel interface; what it has to answer for (TTL used up, larger than the tunnel's MTU, its own addresses) stays with it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `umem.rs`, `ring.rs`, `socket.rs` | memory shared with the kernel, the four rings over it, one queue's socket |
+//! | `assembly.rs`, `bpf.rs`, `program.rs` | the programs: from text to instructions, into the kernel, onto an interface |
+//! | `ethernet.rs`, `next_hops.rs` | headers that the kernel would write, and what it knows that they must say |
+//! | `outer.rs`, `inner.rs`, `leftovers.rs` | the two drivers, and what they leave to the kernel |
+//!
+//! # One copy
+//!
+//! Packets are copied between the kernel's frames and the batch, headers being written on the way. A [`Batch`]'s arena is
+//! one `&mut [u8]`; memory into which the kernel writes at any time cannot be one, so a batch over it would be unsound. The
+//! copy is of bytes that the AEAD reads or has just written, and so are in the cache.
+//!
+//! # Why these programs are text
+//!
+//! `rbpf` assembles them at start. `aya` would load what clang or a nightly compiler made, and then a fresh machine needs
+//! one of those; 70 lines of assembly that verifier and tests check packet class by packet class need neither.
+//!
+//! [`Batch`]: esplane_dataplane::Batch
+
+mod assembly;
+mod bpf;
+mod ethernet;
+mod inner;
+mod leftovers;
+mod next_hops;
+mod outer;
+mod program;
+mod ring;
+mod socket;
+mod umem;
+
+pub use inner::XdpInner;
+pub use next_hops::{HopsReader, NextHop, NextHops, next_hops};
+pub use outer::XdpOuter;
+pub use program::{Steering, Taken, XdpMode};
+pub use socket::{XdpSocket, queues_of};
+
+use leftovers::Leftovers;
+use std::io;
+
+/// Why an interface cannot be used with AF_XDP.
+#[derive(Debug, thiserror::Error)]
+pub enum XdpError {
+    /// A system call.
+    #[error("cannot {doing} for AF_XDP on `{interface}`: {source}{}", hint(source))]
+    Kernel {
+        /// What was tried.
+        doing: &'static str,
+        /// Where.
+        interface: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The verifier did not like a program of ours.
+    #[error("a bug: the kernel refuses the XDP program for `{interface}`: {source}\n{log}")]
+    Verifier {
+        /// Where.
+        interface: String,
+        /// What the kernel said.
+        source: io::Error,
+        /// At length.
+        log: String,
+    },
+    /// A program of ours is no program.
+    #[error("a bug: the XDP program cannot be assembled: {0}")]
+    Assembly(String),
+    /// Frames are pages at most.
+    #[error(
+        "`{interface}` has an MTU of {mtu}; AF_XDP takes up to {} here: lower it, or leave this side to the kernel",
+        umem::MTU_MAX
+    )]
+    Mtu {
+        /// Where.
+        interface: String,
+        /// What it is.
+        mtu: u32,
+    },
+    /// More queues than there are.
+    #[error("`{interface}` has {there} queues, not {wanted}; use {there} or fewer, or `auto`")]
+    Queues {
+        /// Where.
+        interface: String,
+        /// How many it has.
+        there: u32,
+        /// How many were asked for.
+        wanted: u32,
+    },
+}
+
+fn hint(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "; this needs root, or the capabilities NET_ADMIN, NET_RAW and BPF"
+        }
+        Some(libc::EBUSY) => {
+            "; another program uses this queue or has its XDP program there (`ip link show` tells)"
+        }
+        Some(libc::EAFNOSUPPORT) => "; this kernel is built without AF_XDP (CONFIG_XDP_SOCKETS)",
+        Some(libc::ENOMEM | libc::ENOBUFS) => "; memory that may be locked is short (`ulimit -l`)",
+        _ => "",
+    }
+}
+
+fn failed(doing: &'static str, interface: &str, source: io::Error) -> XdpError {
+    XdpError::Kernel {
+        doing,
+        interface: interface.to_owned(),
+        source,
+    }
+}
