@@ -187,6 +187,9 @@ impl Gateway {
                 Action::Refused(error) => {
                     panic!("{}: the dataplane refused: {error}", self.spec.name)
                 }
+                Action::Xfrm(_) | Action::Vici(_) | Action::ImportNotice(_) => {
+                    panic!("{}: no strongSwan is simulated here", self.spec.name)
+                }
             }
             self.tell_events(now);
         }
