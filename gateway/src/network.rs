@@ -5,7 +5,7 @@ use crate::{
     io::TUN_QUEUE_PACKETS,
     netlink::{Installed, Netlink, NetlinkError},
 };
-use esplane_api::{AeadSuite, IpPrefix, OuterPath, UdpEncap};
+use esplane_api::{AeadSuite, IpPrefix, OuterPath, TrafficSelector, UdpEncap};
 use esplane_dataplane::max_inner_bytes;
 use std::{
     collections::BTreeMap,
@@ -22,6 +22,8 @@ pub struct Network {
     link: u32,
     /// Each route with its metric.
     routes: BTreeMap<IpPrefix, u32>,
+    /// Which address packets of this machine itself take, where a route says so.
+    sources: BTreeMap<IpPrefix, IpAddr>,
 }
 
 impl Network {
@@ -43,6 +45,7 @@ impl Network {
             installed,
             link,
             routes: BTreeMap::new(),
+            sources: BTreeMap::new(),
         })
     }
 
@@ -78,8 +81,38 @@ impl Network {
                 .remove_route(prefix, self.link, metric)
                 .await?;
             self.routes.remove(&prefix);
+            self.sources.remove(&prefix);
         }
         Ok(())
+    }
+
+    /// Lets packets of this machine itself that take one of our routes have an address that the far end
+    /// expects: the first of this machine's that lies within what `local` says.
+    pub async fn prefer_sources(&mut self, local: &[(IpPrefix, TrafficSelector)]) {
+        let own = match self.netlink().addresses().await {
+            Ok(own) => own,
+            Err(error) => return warn!("{error}"),
+        };
+        for (prefix, metric) in self.routes.clone() {
+            let ranges = local.iter().filter(|(remote, _)| *remote == prefix);
+            let source = ranges
+                .flat_map(|(_, range)| own.iter().find(|address| range.contains(**address)))
+                .next();
+            if let Some(source) = source
+                && self.sources.get(&prefix) != Some(source)
+            {
+                let netlink = self.netlink();
+                match netlink
+                    .replace_route_from(prefix, self.link, metric, *source)
+                    .await
+                {
+                    Ok(()) => _ = self.sources.insert(prefix, *source),
+                    Err(error) => warn!(
+                        "packets of this machine to {prefix} may have the wrong source address: {error}"
+                    ),
+                }
+            }
+        }
     }
 
     async fn add_missing(&mut self, wanted: &BTreeMap<IpPrefix, u32>) -> Result<(), NetlinkError> {

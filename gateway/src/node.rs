@@ -331,3 +331,6 @@ impl Node {
         self.tables.apply(now, commands)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,10 @@ import os
 import re
 import signal
 import socket
+import struct
+import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from machines import eventually
@@ -421,6 +424,61 @@ def a_busy_port_is_no_half_start(world):
     assert berlin.links() == links and berlin.routes() == routes
 
 
+def strongswan_may_come_later_and_keeps_its_port(world):
+    """Beside strongSwan nothing is taken from charon, whoever comes first; without it the daemon waits, and says so."""
+    a, berlin = world.daemons[0], world.machines[0]
+    vici = a.directory / "charon.vici"
+    a.write_config(f"strongswan: {{ vici: {vici} }}", private_key=None)
+    links, routes = berlin.links(), berlin.routes()
+    waits = f"not ready: charon has not answered at {vici} yet\n"
+    with berlin.socket(socket.AF_INET6, socket.SOCK_DGRAM) as charon:
+        charon.bind(("::", 4500))
+        a.start(ready=False)
+        eventually(lambda: a.get("/readyz") == (503, waits), "it waits for charon")
+    a.stop(signal.SIGKILL)
+    assert berlin.links() == links and berlin.routes() == routes
+    a.start(ready=False)
+    eventually(lambda: a.get("/readyz") == (503, waits), "it waits for charon")
+    assert "charon does not answer" in a.show("tunnels")
+    with berlin.socket(socket.AF_INET6, socket.SOCK_DGRAM) as charon, charon_without_tunnels(vici):
+        charon.bind(("::", 4500))
+        eventually(a.is_ready, "charon has come")
+        assert "esplane_strongswan_up 1\n" in a.get("/metrics")[1]
+        assert "there is no tunnel" in a.show("tunnels")
+    eventually(lambda: "esplane_strongswan_up 0\n" in a.get("/metrics")[1], "charon has gone")
+    assert a.is_ready(), "what a charon has negotiated is carried on without it"
+    assert a.stop() == 0 and berlin.links() == links
+
+
+@contextmanager
+def charon_without_tunnels(path):
+    """Speaks just enough VICI: confirms events, and has nothing to list."""
+
+    def serve(connection):
+        with connection:
+            while head := connection.recv(4, socket.MSG_WAITALL):
+                kind = connection.recv(struct.unpack(">I", head)[0], socket.MSG_WAITALL)[0]
+                connection.sendall(struct.pack(">IB", 1, {0: 1, 3: 5, 4: 5}[kind]))
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                connections.append(listener.accept()[0])
+                threading.Thread(target=serve, args=(connections[-1],), daemon=True).start()
+
+    connections = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield
+        finally:
+            for ended in (listener, *connections):
+                ended.shutdown(socket.SHUT_RDWR)
+            path.unlink()
+
+
 def garbage_on_the_port_changes_nothing(world):
     world.configure()
     a, b = world.start()
@@ -478,5 +536,6 @@ STORIES = [
     outer_ipv6,
     wrong_configurations_are_refused,
     a_busy_port_is_no_half_start,
+    strongswan_may_come_later_and_keeps_its_port,
     garbage_on_the_port_changes_nothing,
 ]

@@ -185,7 +185,10 @@ impl fmt::Display for ImportEvent {
         match self {
             Self::Carried { suite, esn, remote } => {
                 let esn = if *esn == Esn::On { ", ESN" } else { "" };
-                write!(f, "carried to {remote} ({suite}{esn})")
+                match remote.port() {
+                    0 => write!(f, "carried to {} ({suite}{esn})", remote.ip()),
+                    _ => write!(f, "carried to {remote} in UDP ({suite}{esn})"),
+                }
             }
             Self::Ended => f.write_str("its SAs are gone; carried no more"),
             Self::Switched { spi } => write!(f, "sends with SA {spi} now"),

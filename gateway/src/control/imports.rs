@@ -58,12 +58,25 @@ impl Control {
         self.node
             .retain_traffic(|tunnel| ids.name(tunnel).is_some() || imported.contains(&tunnel));
         self.follow_mtu().await;
+        let local: Vec<_> = self
+            .node
+            .children()
+            .iter()
+            .flat_map(|child| &child.selectors)
+            .flat_map(|pair| {
+                pair.remote
+                    .prefixes()
+                    .into_iter()
+                    .map(|remote| (remote, pair.local))
+            })
+            .collect();
         self.unrouted.clear();
         let wanted = self.routes_with(&self.config);
         for (prefix, error) in self.network.set_what_can_be(&wanted).await {
             error!("{prefix}, behind a tunnel of strongSwan's, gets no route: {error}");
             self.unrouted.insert(prefix, error.to_string());
         }
+        self.network.prefer_sources(&local).await;
     }
 
     /// Which networks behind the children become routes under `config`, and why the others do not.
@@ -78,6 +91,22 @@ impl Control {
         good.retain(|prefix, _| !self.unrouted.contains_key(prefix));
         bad.extend(self.unrouted.clone());
         (good, bad)
+    }
+
+    /// The children of a strongSwan as people count them: one that is up does not wait on demand besides.
+    pub(super) fn children(&self) -> Vec<ChildStatus> {
+        let mut children = self.node.children();
+        let is_up = |child: &ChildStatus| child.sas.iter().any(|sa| sa.installed);
+        let up: BTreeSet<(String, String)> = children
+            .iter()
+            .filter(|child| is_up(child))
+            .map(|child| (child.connection.clone(), child.child.clone()))
+            .collect();
+        children.retain(|child| {
+            let names = (child.connection.clone(), child.child.clone());
+            !child.sas.is_empty() || child.state.is_some() || !up.contains(&names)
+        });
+        children
     }
 
     /// Why packets of imported tunnels cannot flow yet.

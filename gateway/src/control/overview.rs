@@ -30,7 +30,7 @@ impl Control {
             .iter()
             .map(|peer| self.noise_row(peer, &sas, now))
             .collect();
-        let children = self.node.children();
+        let children = self.children();
         peers.extend(children.iter().map(|child| self.child_peer(child, &sas)));
         peers.extend(
             self.statics

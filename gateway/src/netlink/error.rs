@@ -61,6 +61,7 @@ pub enum Action {
     },
     FindRoute(IpAddr),
     ListRoutes,
+    ListAddresses,
 }
 
 /// The route in the way of ours.
@@ -219,6 +220,7 @@ impl fmt::Display for Action {
             }
             Self::FindRoute(address) => write!(f, "find the route to {address}"),
             Self::ListRoutes => f.write_str("list the routes"),
+            Self::ListAddresses => f.write_str("list the addresses"),
         }
     }
 }

@@ -31,7 +31,7 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         AddressFamily,
-        address::AddressHeaderFlags,
+        address::{AddressAttribute, AddressHeaderFlags, AddressScope},
         link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage},
         route::{
             RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
@@ -233,6 +233,29 @@ impl Netlink {
         })
     }
 
+    /// Every address of this machine, in the kernel's order, but for those of single links.
+    pub async fn addresses(&self) -> Result<Vec<IpAddr>, NetlinkError> {
+        let mut found = Vec::new();
+        let mut stream = self.handle.address().get().execute();
+        let failed = |error| Action::ListAddresses.failed(error);
+        while let Some(message) = stream.try_next().await.map_err(failed)? {
+            if message.header.scope == AddressScope::Link {
+                continue;
+            }
+            let mut address = None;
+            for attribute in &message.attributes {
+                match attribute {
+                    // Of a point-to-point interface `Address` is the other end.
+                    AddressAttribute::Local(local) => address = Some(*local),
+                    AddressAttribute::Address(own) => address = address.or(Some(*own)),
+                    _ => {}
+                }
+            }
+            found.extend(address);
+        }
+        Ok(found)
+    }
+
     /// Takes an address from an interface.
     pub async fn remove_address(
         &self,
@@ -299,6 +322,29 @@ impl Netlink {
         let request = self.handle.route().add(route(prefix, link, metric));
         let outcome = request.replace().execute().await;
         outcome.map_err(|error| action.failed(error))
+    }
+
+    /// The same, and packets of this machine itself take this address for it.
+    pub async fn replace_route_from(
+        &self,
+        prefix: IpPrefix,
+        link: u32,
+        metric: u32,
+        source: IpAddr,
+    ) -> Result<(), NetlinkError> {
+        let action = Action::AddRoute {
+            prefix,
+            link,
+            metric,
+        };
+        let mut message = route(prefix, link, metric);
+        let source = RouteAttribute::PrefSource(source.into());
+        message.attributes.push(source);
+        let request = self.handle.route().add(message).replace();
+        request
+            .execute()
+            .await
+            .map_err(|error| action.failed(error))
     }
 
     /// Adds a route by way of a router.
