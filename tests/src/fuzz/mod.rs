@@ -9,10 +9,12 @@
 mod handshake;
 mod packets;
 mod texts;
+mod vici;
 
 pub use handshake::{handshake_answer, handshake_first};
 pub use packets::{decrypted_payload, esp_datagram, inner_packet, outer_packet};
 pub use texts::{config_file, values};
+pub use vici::vici_stream;
 
 /// A function that takes foreign bytes, and inputs to start from.
 pub struct Target {
@@ -65,5 +67,10 @@ pub const TARGETS: &[Target] = &[
         name: "values",
         run: values,
         seeds: texts::value_seeds,
+    },
+    Target {
+        name: "vici_stream",
+        run: vici_stream,
+        seeds: vici::seeds,
     },
 ];
