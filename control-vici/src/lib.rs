@@ -16,9 +16,11 @@
 //! |---|---|---|
 //! | `vici/` | what charon tells ([`vici::IkeSa`], [`vici::ViciEvent`]), its codec, its client | a unix socket |
 //! | `xfrm/` | what the kernel tells ([`xfrm::XfrmSa`], [`xfrm::XfrmEvent`]), its codec, its client | a netlink socket |
+//! | `check/` | what is missing for the takeover, for `esplane strongswan check` | neither socket nor file |
 //! | `importer/` | facts in, `SaCommand`s out | neither socket nor clock |
 #![forbid(unsafe_code)]
 
+pub mod check;
 pub mod importer;
 pub mod kernel;
 pub mod vici;

@@ -4,6 +4,7 @@
 
 use crate::{config, keys, show};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use esplane_control_vici::vici::DEFAULT_SOCKET;
 use std::{
     fmt, io,
     path::{Path, PathBuf},
@@ -37,6 +38,9 @@ pub enum Command {
     Genpsk,
     /// Show what a running daemon does
     Show(ShowArgs),
+    /// Work beside a strongSwan
+    #[command(subcommand)]
+    Strongswan(StrongswanCommand),
     /// Measure what a packet costs on this machine, in memory and without root
     Bench(BenchArgs),
     /// Two gateways, a tunnel and real traffic, in namespaces of their own; leaves nothing behind
@@ -98,6 +102,50 @@ pub enum ShowWhat {
     Routes,
     /// Packets that went no further, and why
     Drops,
+}
+
+/// Beside a strongSwan.
+#[derive(Debug, Subcommand)]
+pub enum StrongswanCommand {
+    /// Say what is missing before Esplane can carry strongSwan's tunnels, and which lines to add where
+    ///
+    /// Asks charon, reads swanctl.conf and strongswan.conf, and looks at the kernel; changes nothing.
+    #[command(
+        after_help = "Exit status: 0 ready, 1 something is missing or charon does not answer, 2 wrong usage or a file that cannot be understood."
+    )]
+    Check(StrongswanCheckArgs),
+}
+
+/// Where to look.
+#[derive(Args, Debug)]
+pub struct StrongswanCheckArgs {
+    /// Only these, as swanctl.conf names them [default: all that charon has loaded]
+    #[arg(value_name = "CONNECTION[/CHILD]")]
+    pub only: Vec<String>,
+    /// Print JSON for programs
+    #[arg(long)]
+    pub json: bool,
+    /// charon's socket
+    #[arg(long, value_name = "SOCKET", default_value = DEFAULT_SOCKET)]
+    pub vici: PathBuf,
+    /// The connections' file, with what it includes [default: /etc/swanctl/swanctl.conf]
+    #[arg(long, value_name = "FILE")]
+    pub swanctl_conf: Option<PathBuf>,
+    /// charon's own file, with what it includes [default: /etc/strongswan.conf]
+    #[arg(long, value_name = "FILE")]
+    pub strongswan_conf: Option<PathBuf>,
+    /// How Esplane is to get the keys [default: by the kernel, where that can be]
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<StrongswanMode>,
+}
+
+/// How Esplane gets the keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StrongswanMode {
+    /// From the kernel, to which charon gives inert SAs
+    Kernel,
+    /// From charon, by a preloaded library, for kernels without ESP
+    Preload,
 }
 
 /// What is measured.
@@ -242,6 +290,9 @@ mod tests {
             "esplane show drops -c esplane.yaml",
             "esplane show routes --api 127.0.0.1:9470",
             "esplane demo --seconds 10 --json",
+            "esplane strongswan check",
+            "esplane strongswan check site other/net",
+            "esplane strongswan check --json --mode preload --vici /run/charon.vici",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
@@ -262,6 +313,8 @@ mod tests {
             "esplane fly",
             "esplane run",
             "esplane show everything",
+            "esplane strongswan",
+            "esplane strongswan check --mode magic",
             "esplane show -c a.yaml --api b",
             "esplane demo --seconds 0",
             "esplane demo --seconds soon",

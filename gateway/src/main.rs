@@ -3,8 +3,8 @@
 use clap::Parser;
 use esplane_gateway::{
     bench,
-    cli::{self, Cli, Command},
-    daemon, demo,
+    cli::{self, Cli, Command, StrongswanCommand},
+    daemon, demo, strongswan,
 };
 use std::{
     io::{stdin, stdout},
@@ -20,6 +20,13 @@ fn main() -> ExitCode {
         Command::Genpsk => cli::genpsk(&mut stdout()),
         Command::Show(args) => cli::show(args, &mut stdout()),
         Command::Bench(args) => bench::run(args, &mut stdout()),
+        Command::Strongswan(StrongswanCommand::Check(args)) => {
+            match strongswan::check::run(args, &mut stdout()) {
+                Ok(true) => Ok(()),
+                Ok(false) => return ExitCode::from(1),
+                Err(failure) => Err(failure),
+            }
+        }
         // Its exit statuses are its own.
         Command::Demo(args) => return demo::run(args),
     };

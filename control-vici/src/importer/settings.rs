@@ -2,6 +2,7 @@
 
 use crate::vici::Mark;
 use esplane_api::{DfPolicy, TunnelId, WindowSize};
+use std::fmt;
 
 /// What an operator decides about the import.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +71,17 @@ pub struct ImportName {
 }
 
 impl ImportName {
-    fn fits(&self, connection: &str, child: &str) -> bool {
+    /// Whether it is this child's name, or its connection's.
+    pub fn fits(&self, connection: &str, child: &str) -> bool {
         self.connection == connection && self.child.as_ref().is_none_or(|name| name == child)
+    }
+}
+
+impl fmt::Display for ImportName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.child {
+            Some(child) => write!(f, "{}/{child}", self.connection),
+            None => f.write_str(&self.connection),
+        }
     }
 }

@@ -140,6 +140,11 @@ impl Channel {
         }
     }
 
+    /// charon's process, where the system tells.
+    pub fn process(&self) -> Option<i32> {
+        self.stream.peer_cred().ok()?.pid()
+    }
+
     /// Asks for an event; false if this charon does not have it.
     pub async fn register(&mut self, event: &str, limit: Duration) -> Result<bool> {
         match self

@@ -35,6 +35,7 @@ mod yaml;
 pub use drivers::{Drivers, XdpInterface};
 pub use problem::{ConfigError, Problem};
 pub use static_sas::{StaticSa, StaticSaContext, TunnelIds};
+pub(crate) use strongswan::import_name;
 pub use strongswan::{DEFAULT_VICI_SOCKET, DEFAULT_XFRM_SOCKET, Mode, Strongswan};
 
 use esplane_api::{AeadSuite, DfPolicy, Esn, IpPrefix, SelectorPair, WindowSize};

@@ -112,7 +112,7 @@ pub(super) fn strongswan(
 }
 
 /// `CONNECTION` or `CONNECTION/CHILD`.
-fn import_name(text: &str) -> ImportName {
+pub(crate) fn import_name(text: &str) -> ImportName {
     let (connection, child) = match text.split_once('/') {
         Some((connection, child)) => (connection, Some(child.to_owned())),
         None => (text, None),

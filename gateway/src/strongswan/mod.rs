@@ -10,6 +10,7 @@
 //!
 //! Decisions are the importer's (`esplane-control-vici`), which is pure; here are the sockets.
 
+pub mod check;
 mod link;
 mod takeover;
 
