@@ -9,6 +9,7 @@ use esplane_api::{AeadSuite, IpPrefix, OuterPath, TrafficSelector, UdpEncap};
 use esplane_dataplane::max_inner_bytes;
 use std::{
     collections::BTreeMap,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 use tracing::{info, warn};
@@ -41,6 +42,7 @@ impl Network {
                 .await?;
         }
         installed.netlink().set_up(link).await?;
+        exempt_from_kernel_policies(&config.interface.name);
         Ok(Self {
             installed,
             link,
@@ -168,6 +170,27 @@ impl Network {
     pub async fn tear_down(mut self) {
         for error in self.installed.remove_all().await {
             warn!("left behind: {error}");
+        }
+    }
+}
+
+/// The kernel's own IPsec policies have no say over this interface: what leaves through it is not yet protected, what
+/// comes out of it was. Else a policy of charon's for the same networks, such as that of an SA which ends in a moment, would
+/// drop what Esplane has decrypted. Every route-based tunnel is set so (`net.ipv4.conf.vti0.disable_policy`).
+fn exempt_from_kernel_policies(interface: &str) {
+    for setting in [
+        "ipv4/conf/{}/disable_policy",
+        "ipv4/conf/{}/disable_xfrm",
+        "ipv6/conf/{}/disable_policy",
+    ] {
+        let path = format!("/proc/sys/net/{}", setting.replace("{}", interface));
+        match fs::write(&path, "1") {
+            Ok(()) => {}
+            // A kernel without IPv6, or without IPsec, has no such policy.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => warn!(
+                "cannot set {path} to 1: {error}; IPsec policies of the kernel may drop packets of our tunnels"
+            ),
         }
     }
 }
