@@ -3,7 +3,7 @@
 //!
 //! | while Esplane is away | charon is told |
 //! |---|---|
-//! | for less than [`PATIENCE`] | nothing; the request waits, and is asked when Esplane is back |
+//! | for less than `PATIENCE` | nothing; the request waits, and is asked when Esplane is back |
 //! | longer, something is to be forgotten (DELSA, DELPOLICY …) | done; Esplane hears of it later |
 //! | longer, anything else | "Network is down", as by a kernel that cannot |
 
@@ -164,7 +164,6 @@ fn carry_answers(to_charon: &UnixDatagram, answers: &Receiver<Secret>) {
 struct Waiting {
     socket: u64,
     request: Secret,
-    since: Instant,
     /// charon has its answer; Esplane is still to hear of it.
     answered: bool,
 }
@@ -202,7 +201,12 @@ impl Broker {
 
     fn run(mut self, told: &Receiver<Told>) {
         loop {
-            match told.recv_timeout(LOOK_EVERY) {
+            let looking = self.connection.is_none() && !self.sockets.is_empty();
+            let next = match looking {
+                true => told.recv_timeout(LOOK_EVERY),
+                false => told.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            };
+            match next {
                 Ok(told) => self.hear(told),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -233,7 +237,6 @@ impl Broker {
                 self.waiting.push_back(Waiting {
                     socket,
                     request,
-                    since: Instant::now(),
                     answered: false,
                 });
             }
@@ -372,13 +375,6 @@ impl Broker {
                 kind(&asked.request.0),
                 DELSA | DELPOLICY | FLUSHSA | FLUSHPOLICY
             );
-            // Asked before, it may be on its way through an Esplane that has just gone.
-            if !forget
-                && asked.since.elapsed() < PATIENCE
-                && self.away_since.elapsed() < 2 * PATIENCE
-            {
-                return true;
-            }
             let errno = if forget { 0 } else { NETWORK_IS_DOWN };
             answers.push((asked.socket, outcome(&asked.request.0, errno)));
             asked.answered = true;

@@ -149,7 +149,7 @@ pub unsafe extern "C" fn sendto(
     ) {
         // SAFETY: the caller's arguments; no address at all is allowed where a socket has a peer.
         Some(real) => unsafe { real(fd, bytes, count, flags, address, length) },
-        None => fail::<i64>(libc::ENOSYS) as ssize_t,
+        None => fail(libc::ENOSYS),
     }
 }
 
@@ -170,7 +170,7 @@ pub unsafe extern "C" fn recvfrom(
         c"recvfrom",
         fn(c_int, *mut c_void, size_t, c_int, *mut sockaddr, *mut socklen_t) -> ssize_t
     ) else {
-        return fail::<i64>(libc::ENOSYS) as ssize_t;
+        return fail(libc::ENOSYS);
     };
     if !broker::is_ours(fd) {
         // SAFETY: the caller's arguments, unchanged.

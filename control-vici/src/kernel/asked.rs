@@ -40,6 +40,7 @@ impl Kernel {
                 return self.dump(from, socket, one);
             }
             kind::GETSA | kind::GETAE => return self.tell_sa(from, socket, one),
+            kind::GETSPDINFO => return self.tell_thresholds(from, socket, one),
             kind::GETPOLICY => return self.tell_policy(from, socket, one),
             kind::NEWSA => self.add_sa(now, from, owner, one.body, false)?,
             kind::UPDSA => self.add_sa(now, from, owner, one.body, true)?,

@@ -4,7 +4,7 @@ use super::frame::Kind;
 use super::sad::SaRecord;
 use super::spd::{PolicyKey, PolicyRecord};
 use super::{ClientId, Errno, Kernel};
-use crate::xfrm::wire::Message;
+use crate::xfrm::wire::{Builder, Message, attribute, kind};
 
 /// Policies at most; three or so for each child.
 const POLICIES_MAX: usize = 1 << 16;
@@ -75,6 +75,22 @@ impl Kernel {
             .filter(|(_, sa)| sa.reqid() == policy.reqid());
         let last_used = serving.map(|(_, sa): (_, &SaRecord)| sa.last_used).max();
         let answer = policy.message(0, one.sequence, one.port, last_used.unwrap_or(0));
+        self.send(from, Kind::Answer, socket, &answer);
+        Ok(())
+    }
+
+    /// The kernel's thresholds of its hash tables, as they are in a kernel; charon asks before it changes them.
+    pub(super) fn tell_thresholds(
+        &mut self,
+        from: ClientId,
+        socket: u64,
+        one: &Message<'_>,
+    ) -> Result<(), Errno> {
+        let answer = Builder::new(kind::NEWSPDINFO, 0, one.sequence, &[0; 4])
+            .port(one.port)
+            .attribute(attribute::SPD_IPV4_THRESHOLD, &[32, 32])
+            .attribute(attribute::SPD_IPV6_THRESHOLD, &[128, 128])
+            .finish();
         self.send(from, Kind::Answer, socket, &answer);
         Ok(())
     }

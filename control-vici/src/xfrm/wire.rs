@@ -70,6 +70,9 @@ pub mod attribute {
     pub const SA_EXTRA_FLAGS: u16 = 24;
     pub const IF_ID: u16 = 31;
     pub const SA_DIR: u16 = 33;
+    /// Of `NEWSPDINFO`, which counts its attributes anew.
+    pub const SPD_IPV4_THRESHOLD: u16 = 3;
+    pub const SPD_IPV6_THRESHOLD: u16 = 4;
 }
 
 /// `XFRMNLGRP_*`: what can be subscribed to.

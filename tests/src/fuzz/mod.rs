@@ -10,11 +10,13 @@ mod handshake;
 mod packets;
 mod texts;
 mod vici;
+mod xfrm;
 
 pub use handshake::{handshake_answer, handshake_first};
 pub use packets::{decrypted_payload, esp_datagram, inner_packet, outer_packet};
 pub use texts::{config_file, values};
 pub use vici::vici_stream;
+pub use xfrm::{xfrm_client, xfrm_datagram};
 
 /// A function that takes foreign bytes, and inputs to start from.
 pub struct Target {
@@ -72,5 +74,15 @@ pub const TARGETS: &[Target] = &[
         name: "vici_stream",
         run: vici_stream,
         seeds: vici::seeds,
+    },
+    Target {
+        name: "xfrm_datagram",
+        run: xfrm_datagram,
+        seeds: xfrm::datagram_seeds,
+    },
+    Target {
+        name: "xfrm_client",
+        run: xfrm_client,
+        seeds: xfrm::client_seeds,
     },
 ];
