@@ -209,8 +209,17 @@ impl Kernel {
         }
         let gone = self.clients.remove(&client);
         if gone.is_some_and(|gone| gone.listens(group::ACQUIRE)) {
-            self.outputs
-                .push_back(KernelOutput::Notice(KernelNotice::Disconnected));
+            let notice = KernelOutput::Notice(KernelNotice::Disconnected);
+            self.outputs.push_back(notice);
+            // The next charon may have come before this one's end was seen. A process that lives has
+            // kept what is its own, and brings it again.
+            if self
+                .clients
+                .values()
+                .any(|next| next.ready && next.listens(group::ACQUIRE))
+            {
+                self.greet();
+            }
         }
     }
 
@@ -231,7 +240,11 @@ impl Kernel {
             }
             _ if client.instance == 0 => return Err(ClientError::Protocol),
             Kind::Join if payload.len() == 4 => {
+                let before = client.listens(group::ACQUIRE);
                 client.sockets.insert(id, u32_at(payload, 0));
+                if client.ready && !before && client.listens(group::ACQUIRE) {
+                    self.greet();
+                }
             }
             Kind::State if !client.ready => {
                 let instance = client.instance;
@@ -388,21 +401,27 @@ impl Kernel {
             return;
         };
         client.ready = true;
-        let listens = client.listens(group::ACQUIRE);
-        // The SAs of a charon that is gone: the new one knows nothing of them.
-        if listens {
-            self.forget_orphans();
-        }
-        let instance = self.clients.get(&from).map_or(0, |client| client.instance);
+        let (instance, listens) = (client.instance, client.listens(group::ACQUIRE));
         self.keep_all(from, instance);
+        match listens {
+            true => self.greet(),
+            false => self.tell_all(),
+        }
+    }
+
+    /// A process that listens for ACQUIRE is a charon. It knows nothing of the SAs of one that is gone.
+    fn greet(&mut self) {
+        self.forget_orphans();
+        self.tell_all();
+        let sas = self.sas.iter().count();
+        self.outputs
+            .push_back(KernelOutput::Notice(KernelNotice::Connected { sas }));
+    }
+
+    fn tell_all(&mut self) {
         let all = self.sas.iter().filter_map(|(_, record)| record.told());
         let snapshot = XfrmEvent::Snapshot(all.collect());
         self.outputs.push_back(KernelOutput::Event(snapshot));
-        if listens {
-            let sas = self.sas.len();
-            self.outputs
-                .push_back(KernelOutput::Notice(KernelNotice::Connected { sas }));
-        }
     }
 
     fn forget_orphans(&mut self) {

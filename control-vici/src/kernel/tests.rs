@@ -506,6 +506,22 @@ fn the_sas_of_a_charon_that_is_gone_go_when_the_next_one_comes() {
     assert!(story.events.is_empty(), "until then they carry on");
     story.charon_restarts();
     assert!(story.snapshot().is_empty());
+
+    // Likewise if the library connects before charon has bound its second socket.
+    story.adds(kind::NEWSA, &outbound());
+    story.kernel.handle_disconnected(story.client);
+    story.client = ClientId(9);
+    story.kernel.handle_connected(story.client);
+    story.says(Kind::Hello, frame::VERSION, &[9; 8]);
+    story.says(Kind::Join, ASKS, &0u32.to_ne_bytes());
+    story.says(Kind::Ready, 0, &[]);
+    assert_eq!(
+        story.snapshot().len(),
+        1,
+        "this may be any program that looks"
+    );
+    story.says(Kind::Join, LISTENS, &EVENTS.to_ne_bytes());
+    assert!(story.snapshot().is_empty());
 }
 
 #[test]
