@@ -61,7 +61,7 @@ def main():
     try:
         packages.need_tools()
         root = packages.prepare(BASE, arguments.fresh)
-        programs = [arguments.esplane.resolve()] if arguments.esplane else build()
+        programs = beside(arguments.esplane.resolve()) if arguments.esplane else build()
         verdicts, seconds = tell(scenarios, root, programs, arguments)
     except packages.Missing as missing:
         print(f"interop/run: {missing}", file=sys.stderr)
@@ -117,10 +117,15 @@ def choose(scenarios, arguments):
 
 
 def build():
-    command = ["cargo", "build", "--release", "--package", "esplane-gateway"]
+    command = ["cargo", "build", "--release", "--package", "esplane-gateway", "--package", "esplane-preload"]
     if subprocess.run(command, cwd=ROOT).returncode != 0:
         raise packages.Missing("cargo build failed")
-    return [ROOT / "target/release/esplane"]
+    return beside(ROOT / "target/release/esplane")
+
+
+def beside(esplane):
+    """The daemon, and the library for charon that was built with it."""
+    return [esplane, esplane.parent / "libesplane_preload.so"]
 
 
 def tell(scenarios, root, programs, arguments):
