@@ -39,7 +39,10 @@ pub const NONCE_BYTES: usize = 12;
 pub const ICV_BYTES: usize = 16;
 
 /// One packet to be sealed or opened in place.
+///
+/// Nonce and AAD lie side by side, so that kernels can read 16 bytes from either.
 #[derive(Clone, Debug)]
+#[repr(C)]
 pub struct Job<'k> {
     /// The key, expanded.
     pub key: &'k AeadKey,
@@ -49,11 +52,11 @@ pub struct Job<'k> {
     pub aad: [u8; 16],
     /// 8, or 12 with extended sequence numbers.
     pub aad_bytes: u8,
-    /// What is encrypted, as a range of the arena. Its ICV lies right behind it.
-    pub payload: Range<usize>,
     /// Set by [`Aead::open`]: whether the ICV is right. [`Aead::seal`] sets it too: `false` only
     /// where payload and ICV do not lie within the arena.
     pub ok: bool,
+    /// What is encrypted, as a range of the arena. Its ICV lies right behind it.
+    pub payload: Range<usize>,
 }
 
 impl Job<'_> {

@@ -7,8 +7,8 @@ use super::{
 use core::{arch::x86_64::*, array};
 use zeroize::Zeroize;
 
-/// Powers of H kept per key: enough for five vectors of four lanes in one go.
-pub(super) const POWERS: usize = 20;
+/// Powers of H kept per key: enough for eight vectors of four lanes, and the lengths.
+pub(super) const POWERS: usize = 33;
 
 /// A key for kernels of `LANES` lanes. That it exists shows that the CPU has their features.
 pub(in crate::aead) struct Key<const LANES: usize>(Schedule);
@@ -20,9 +20,9 @@ pub(in crate::aead) struct Key<const LANES: usize>(Schedule);
 #[repr(C, align(64))]
 pub(super) struct Schedule {
     pub(super) round_keys: [__m128i; 15],
-    pub(super) rounds: usize,
-    /// `powers[POWERS - i]` is Hⁱ.
+    /// `powers[POWERS - i]` is Hⁱ. H³² begins a cache line.
     pub(super) powers: [__m128i; POWERS + 3],
+    pub(super) rounds: usize,
 }
 
 impl<const LANES: usize> Key<LANES> {
@@ -102,8 +102,8 @@ impl Schedule {
         let h = multiply_by_x(hash_key);
         let mut expanded = Self {
             round_keys,
-            rounds,
             powers: [_mm_setzero_si128(); POWERS + 3],
+            rounds,
         };
         let mut power = h;
         for at in (0..POWERS).rev() {

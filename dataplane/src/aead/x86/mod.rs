@@ -99,7 +99,8 @@ mod two_lanes;
 
 pub(super) use key::Key;
 
-use super::{Expanded, ICV_BYTES, Job};
+use super::{Expanded, ICV_BYTES, Job, NONCE_BYTES};
+use core::mem::offset_of;
 use key::Schedule;
 use packet::Packet;
 
@@ -145,7 +146,7 @@ impl<'r, 'k> Run<'r, 'k> {
         // SAFETY: a key of a width exists only on a CPU that has its features.
         unsafe {
             match LANES {
-                4 => four_lanes::all::<true>(self),
+                4 => four_lanes::abreast::all::<true>(self),
                 2 => two_lanes::parts::all::<true>(self),
                 _ => one_lane::parts::all::<true>(self),
             }
@@ -158,7 +159,7 @@ impl<'r, 'k> Run<'r, 'k> {
         // SAFETY: as above.
         unsafe {
             match LANES {
-                4 => four_lanes::all::<false>(self),
+                4 => four_lanes::abreast::all::<false>(self),
                 2 => two_lanes::parts::all::<false>(self),
                 _ => one_lane::parts::all::<false>(self),
             }
@@ -176,7 +177,10 @@ impl<'r, 'k> Run<'r, 'k> {
         }
         Some(Packet {
             key,
-            nonce: job.nonce.as_ptr(),
+            // Not from the field alone: 16 bytes are read.
+            nonce: (&raw const *job)
+                .cast::<u8>()
+                .wrapping_add(offset_of!(Job<'_>, nonce)),
             aad: job.aad.as_ptr(),
             aad_bytes: usize::from(job.aad_bytes).min(job.aad.len()),
             // SAFETY: start <= end < arena_bytes.
@@ -208,9 +212,13 @@ const fn counters<const BLOCKS: usize>() -> [[u8; 16]; BLOCKS] {
     table
 }
 
+/// [`Packet::nonce`] is read with what follows in the job.
+const _: () = assert!(offset_of!(Job<'_>, nonce) + 16 <= size_of::<Job<'_>>());
+const _: () = assert!(offset_of!(Job<'_>, aad) == offset_of!(Job<'_>, nonce) + NONCE_BYTES);
+
 /// Counters of a stream of lanes.
 static COUNTERS: Aligned<[[u8; 16]; COUNTERS_BLOCKS]> = Aligned(counters());
-const COUNTERS_BLOCKS: usize = 32;
+const COUNTERS_BLOCKS: usize = 33;
 
 #[repr(align(64))]
 struct Aligned<T>(T);

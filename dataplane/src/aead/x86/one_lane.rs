@@ -1,7 +1,7 @@
 //! Vectors of one lane: AES-NI and PCLMULQDQ, without AVX, for every CPU that has AES instructions at all.
 
-use super::field;
-use core::arch::x86_64::*;
+use super::{field, packet::crypt_last_block};
+use core::arch::{asm, x86_64::*};
 
 pub(super) const LANES: usize = 1;
 pub(super) type Vector = __m128i;
@@ -47,6 +47,13 @@ with_features! {
         _mm_aesenclast_si128(x, round_key)
     }
 
+    /// The same, here and now: the compiler moves no instruction of which `x` is the result past this.
+    pub(super) fn in_order(mut x: Vector) -> Vector {
+        // SAFETY: no instruction at all.
+        unsafe { asm!("/* {} */", inout(xmm_reg) x, options(nomem, nostack, preserves_flags)) };
+        x
+    }
+
     pub(super) fn multiply<const HALVES: i32>(x: Vector, y: Vector) -> Vector {
         _mm_clmulepi64_si128::<HALVES>(x, y)
     }
@@ -60,11 +67,24 @@ with_features! {
         x
     }
 
-    pub(super) fn lanes_of(lanes: [__m128i; LANES]) -> Vector {
-        lanes[0]
+    pub(super) fn lane<const I: usize>(x: Vector) -> __m128i {
+        x
     }
 
-    pub(super) fn lanes_apart(x: Vector) -> [__m128i; LANES] {
-        [x]
+    pub(super) fn with_lane(_: Vector, _: usize, lane: __m128i) -> Vector {
+        lane
+    }
+
+    pub(super) fn first_lane(lane: __m128i) -> Vector {
+        lane
+    }
+
+    /// Crypts bytes 0 to `to` at `place`; gives what is to be hashed.
+    ///
+    /// # Safety
+    /// They are the last of a payload, at least one, and the ICV follows.
+    pub(super) unsafe fn crypt_edge<const SEAL: bool>(place: *mut u8, _: usize, to: usize, stream: Vector) -> Vector {
+        // SAFETY: the caller's.
+        unsafe { crypt_last_block::<SEAL>(place, to, stream) }
     }
 }

@@ -1,5 +1,5 @@
-//! The kernel of the narrow widths: any run of packets as one pipeline of parts. `one_lane.rs` and `two_lanes.rs`
-//! each compile this file with vectors of theirs.
+//! The kernel of all widths: any run of packets as one pipeline of parts. `one_lane.rs`, `two_lanes.rs` and
+//! `four_lanes.rs` each compile this file with vectors of theirs.
 //!
 //! A part is up to eight vectors of one packet's stream of lanes. While AES works on a part, the multiplier
 //! hashes the part before, of the same packet or of the one before:
@@ -10,8 +10,7 @@
 //!   GHASH               part 1     part 2, tag  part 1, tag    part 1, tag
 //! ```
 //!
-//! There are no byte masks on these CPUs. A last block that is not whole is read and written whole nevertheless: its
-//! other bytes are the packet's own ICV, which keeps its value.
+//! So neither unit waits for the other, nor for the end of a packet, and short packets fill the gaps of each other.
 
 use super::{super::*, *};
 use crate::aead::x86::{
@@ -26,6 +25,10 @@ const PART_VECTORS: usize = 8;
 const VECTOR_BYTES: usize = 16 * LANES;
 /// Where a stream begins: vectors of unused lanes alone are left out.
 const FIRST_VECTOR: usize = 1 / LANES;
+/// The lane of J0 and the AAD in that vector.
+const J0_LANE: usize = 1 - FIRST_VECTOR;
+/// Bytes of that vector before the payload.
+const HEAD_BYTES: usize = 32 - FIRST_VECTOR * VECTOR_BYTES;
 
 const _: () = assert!((PART_VECTORS * LANES).is_power_of_two());
 const _: () = assert!(PART_VECTORS * LANES <= COUNTERS_BLOCKS);
@@ -42,44 +45,63 @@ with_features! {
         for index in 0..run.jobs.len() {
             match run.packet::<LANES>(index) {
                 None => run.jobs[index].ok = false,
-                Some(packet) if packet.key.rounds == 10 => one_packet::<10, SEAL>(&mut run, &mut behind, index, packet),
-                Some(packet) => one_packet::<14, SEAL>(&mut run, &mut behind, index, packet),
+                Some(next) => packet::<SEAL>(&mut run, &mut behind, index, &next),
             }
         }
-        let mut sum = no_products();
-        for v in 0..behind.vectors {
-            hash_vector(&mut sum, &behind, v);
+        end_run::<SEAL>(&mut run, &mut behind);
+    }
+
+    /// Seals or opens one packet, and ends the one before.
+    pub(in crate::aead::x86) fn packet<'k, const SEAL: bool>(
+        run: &mut Run<'_, 'k>, behind: &mut Behind, job: usize, packet: &Packet<'k>,
+    ) {
+        match packet.key.rounds {
+            10 => one_packet::<10, SEAL>(run, behind, job, packet),
+            _ => one_packet::<14, SEAL>(run, behind, job, packet),
         }
-        end_part::<SEAL>(&mut run, &behind, sum);
+    }
+
+    /// Hashes what is still behind.
+    pub(in crate::aead::x86) fn end_run<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &mut Behind) {
+        let mut sum = no_products();
+        behind.blocks[0] = add(behind.blocks[0], first_lane(behind.hash));
+        for (v, block) in behind.blocks.iter().take(behind.vectors).enumerate() {
+            // SAFETY: powers of H lie there for each vector.
+            let power = unsafe { load(behind.powers.wrapping_add(VECTOR_BYTES * v)) };
+            multiply_add(&mut sum, *block, power);
+        }
+        end_part::<SEAL>(run, behind, sum);
     }
 
     fn one_packet<'k, const R: usize, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, behind: &mut Behind<'k>, job: usize, packet: Packet<'k>,
+        run: &mut Run<'_, 'k>, behind: &mut Behind, job: usize, packet: &Packet<'k>,
     ) {
-        let (nonce, aad) = (all_lanes(nonce_block(&packet)), aad_block(&packet));
+        let (nonce, aad) = (all_lanes(nonce_block(packet)), aad_block(packet));
         let vectors = (2 + packet.blocks()).div_ceil(LANES);
         let mut first = FIRST_VECTOR;
+        let mut hash = behind.hash;
         while first < vectors {
             let end = vectors.min((first / PART_VECTORS + 1) * PART_VECTORS);
             let part = Part { packet, job, nonce, aad, first, ends: end == vectors };
-            match end - first {
-                1 => one_part::<R, 1, SEAL>(run, behind, part),
-                2 => one_part::<R, 2, SEAL>(run, behind, part),
-                3 => one_part::<R, 3, SEAL>(run, behind, part),
-                4 => one_part::<R, 4, SEAL>(run, behind, part),
-                5 => one_part::<R, 5, SEAL>(run, behind, part),
-                6 => one_part::<R, 6, SEAL>(run, behind, part),
-                7 => one_part::<R, 7, SEAL>(run, behind, part),
-                _ => one_part::<R, 8, SEAL>(run, behind, part),
-            }
+            hash = match end - first {
+                1 => one_part::<R, 1, SEAL>(run, behind, part, hash),
+                2 => one_part::<R, 2, SEAL>(run, behind, part, hash),
+                3 => one_part::<R, 3, SEAL>(run, behind, part, hash),
+                4 => one_part::<R, 4, SEAL>(run, behind, part, hash),
+                5 => one_part::<R, 5, SEAL>(run, behind, part, hash),
+                6 => one_part::<R, 6, SEAL>(run, behind, part, hash),
+                7 => one_part::<R, 7, SEAL>(run, behind, part, hash),
+                _ => one_part::<R, 8, SEAL>(run, behind, part, hash),
+            };
             first = end;
         }
+        behind.hash = hash;
     }
 }
 
 /// What AES works on next.
-struct Part<'k> {
-    packet: Packet<'k>,
+struct Part<'p, 'k> {
+    packet: &'p Packet<'k>,
     /// The packet's number in the run.
     job: usize,
     nonce: Vector,
@@ -90,21 +112,16 @@ struct Part<'k> {
     ends: bool,
 }
 
-impl Part<'_> {
-    fn begins(&self) -> bool {
-        self.first == FIRST_VECTOR
-    }
-}
-
 /// What is encrypted or read, and still to be hashed.
-struct Behind<'k> {
-    packet: Packet<'k>,
+pub(in crate::aead::x86) struct Behind {
+    payload: *mut u8,
+    bytes: usize,
     job: usize,
     /// Byte-reversed; AAD and lengths are in their lanes.
     blocks: [Vector; PART_VECTORS + 1],
     vectors: usize,
-    /// The power of H of the first lane.
-    first_power: usize,
+    /// Where the powers of H of the first vector are.
+    powers: *const u8,
     /// The hash of the packet's parts before.
     hash: __m128i,
     tag_mask: __m128i,
@@ -112,17 +129,17 @@ struct Behind<'k> {
 }
 
 /// A sum of products of each lane.
-struct Products {
-    low: Vector,
-    cross: Vector,
-    high: Vector,
+pub(super) struct Products {
+    pub(super) low: Vector,
+    pub(super) cross: Vector,
+    pub(super) high: Vector,
 }
 
 with_features! {
     /// N vectors through AES, and the part behind through GHASH; then this part is the one behind.
     fn one_part<'k, const R: usize, const N: usize, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, behind: &mut Behind<'k>, part: Part<'k>,
-    ) {
+        run: &mut Run<'_, 'k>, behind: &mut Behind, part: Part<'_, 'k>, hash: __m128i,
+    ) -> __m128i {
         let round_keys = &part.packet.key.round_keys;
         let mut stream = [zero(); N];
         let place = part.first % PART_VECTORS;
@@ -134,12 +151,20 @@ with_features! {
             *s = add(start, counter);
         }
         let mut sum = no_products();
+        let (vectors, powers) = (behind.vectors, behind.powers);
         each_round!(round of R {
             for s in &mut stream {
-                *s = aes_round(*s, round_keys[round]);
+                *s = in_order(aes_round(*s, round_keys[round]));
             }
-            if round <= behind.vectors {
-                hash_vector(&mut sum, behind, round - 1);
+            // The first vector waits for the hash of the part before, so it comes last.
+            if round == 9 {
+                let block = add(behind.blocks[0], first_lane(hash));
+                // SAFETY: powers of H lie there for each vector.
+                multiply_add(&mut sum, block, unsafe { load(powers) });
+            } else if round <= PART_VECTORS && round < vectors {
+                // SAFETY: as above.
+                let power = unsafe { load(powers.wrapping_add(VECTOR_BYTES * round)) };
+                multiply_add(&mut sum, behind.blocks[round], power);
             }
         });
         for s in &mut stream {
@@ -147,88 +172,62 @@ with_features! {
         }
         let hash = end_part::<SEAL>(run, behind, sum);
         crypt::<R, N, SEAL>(behind, &part, stream);
-        behind.packet = part.packet;
-        behind.job = part.job;
-        behind.hash = hash;
+        (behind.payload, behind.bytes, behind.job) = (part.packet.payload, part.packet.bytes, part.job);
         behind.ends = part.ends;
+        hash
     }
 
     /// Adds the key stream to the part's payload, and lays out what is to be hashed.
-    fn crypt<const R: usize, const N: usize, const SEAL: bool>(behind: &mut Behind<'_>, part: &Part<'_>, stream: [Vector; N]) {
-        let packet = &part.packet;
+    fn crypt<const R: usize, const N: usize, const SEAL: bool>(behind: &mut Behind, part: &Part<'_, '_>, stream: [Vector; N]) {
+        let packet = part.packet;
         let mut last = zero();
         for (v, stream) in stream.into_iter().enumerate() {
             let offset = VECTOR_BYTES * (part.first + v);
             let place = packet.payload.wrapping_add(offset).wrapping_sub(32);
-            last = if v == 0 && part.begins() {
-                behind.tag_mask = lanes_apart(stream)[LANES - 1];
-                let mut lanes = [_mm_setzero_si128(); LANES];
-                lanes[LANES - 1] = part.aad;
-                lanes_of(lanes)
-            } else if v + 1 < N || packet.bytes + 32 >= offset + VECTOR_BYTES {
-                // SAFETY: a whole vector of payload; only the last vector of a packet is less.
+            let bytes = packet.bytes + 32 - offset;
+            let begins = v == 0 && part.first == FIRST_VECTOR;
+            last = if begins && HEAD_BYTES == VECTOR_BYTES {
+                zero()
+            } else if begins || v + 1 == N && bytes < VECTOR_BYTES {
+                let head = if begins { HEAD_BYTES } else { 0 };
+                // SAFETY: these bytes are payload, and the ICV follows.
+                unsafe { crypt_edge::<SEAL>(place, head, bytes.min(VECTOR_BYTES), stream) }
+            } else {
+                // SAFETY: a whole vector of payload: only the first and the last of a packet may be less.
                 unsafe {
                     let input = load(place);
                     let output = add(input, stream);
                     store(place, output);
                     reversed(if SEAL { output } else { input })
                 }
-            } else {
-                last_vector::<SEAL>(place, packet.bytes + 32 - offset, stream)
             };
+            if begins {
+                behind.tag_mask = lane::<J0_LANE>(stream);
+                last = with_lane(last, J0_LANE, part.aad);
+            }
             behind.blocks[v] = last;
         }
-        (behind.vectors, behind.first_power) = (N, LANES * N);
+        let mut first_power = LANES * N;
+        behind.vectors = N;
         if part.ends {
             let place = packet.blocks() + 2 - LANES * part.first;
             let v = place / LANES;
-            let mut lanes = lanes_apart(if v == N { zero() } else { last });
-            lanes[place - LANES * v] = lengths_block(packet);
-            behind.blocks[v] = lanes_of(lanes);
-            (behind.vectors, behind.first_power) = (v + 1, place + 1);
+            let vector = if v == N { zero() } else { last };
+            behind.blocks[v] = with_lane(vector, place - LANES * v, lengths_block(packet));
+            first_power = place + 1;
+            behind.vectors = v + 1;
         }
+        // The first power is at most POWERS; the last vector begins with H¹ at least, and zeros follow.
+        debug_assert!((1..=POWERS).contains(&first_power) && LANES * (behind.vectors - 1) < first_power);
+        behind.powers = packet.key.powers.as_ptr().wrapping_add(POWERS - first_power).cast();
     }
 
-    /// The last vector of a packet, of which `bytes` are payload: at least one and not all. Gives what is to be
-    /// hashed, with zeros behind the payload.
-    fn last_vector<const SEAL: bool>(place: *mut u8, bytes: usize, stream: Vector) -> Vector {
-        let mut lanes = lanes_apart(stream);
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            let bytes = bytes.saturating_sub(16 * i).min(16);
-            *lane = if bytes == 0 {
-                _mm_setzero_si128()
-            } else {
-                // SAFETY: the block holds a byte of payload, and 16 bytes of ICV follow the payload; what is written
-                // behind the payload is what was there. The table has 32 bytes.
-                unsafe {
-                    let place = place.add(16 * i).cast();
-                    let mask = _mm_loadu_si128(MASKS.as_ptr().add(16 - bytes).cast());
-                    let input = _mm_loadu_si128(place);
-                    let output = _mm_xor_si128(input, _mm_and_si128(*lane, mask));
-                    _mm_storeu_si128(place, output);
-                    field::reversed(_mm_and_si128(if SEAL { output } else { input }, mask))
-                }
-            };
-        }
-        lanes_of(lanes)
-    }
-
-    fn no_products() -> Products {
+    pub(super) fn no_products() -> Products {
         Products { low: zero(), cross: zero(), high: zero() }
     }
 
-    /// Multiplies vector `v` of the part with its powers of H.
-    fn hash_vector(sum: &mut Products, behind: &Behind<'_>, v: usize) {
-        let mut x = behind.blocks[v];
-        if v == 0 {
-            let mut lanes = [_mm_setzero_si128(); LANES];
-            lanes[0] = behind.hash;
-            x = add(x, lanes_of(lanes));
-        }
-        let at = POWERS - (behind.first_power - LANES * v);
-        debug_assert!(at < POWERS);
-        // SAFETY: the first power is at most POWERS, the last at least 1, and zeros follow.
-        let power = unsafe { load(behind.packet.key.powers.as_ptr().add(at).cast()) };
+    /// Adds the product of each lane with its power of H.
+    pub(super) fn multiply_add(sum: &mut Products, x: Vector, power: Vector) {
         let halves_added = |x| add(x, halves_swapped(x));
         sum.low = add(sum.low, multiply::<0x00>(x, power));
         sum.cross = add(sum.cross, multiply::<0x00>(halves_added(x), halves_added(power)));
@@ -236,42 +235,32 @@ with_features! {
     }
 
     /// Reduces the sum of a part: the tag, or what the next part's hash begins with.
-    fn end_part<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &Behind<'_>, sum: Products) -> __m128i {
+    fn end_part<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &Behind, sum: Products) -> __m128i {
         let hash = field::reduce(add_lanes(sum.low), add_lanes(sum.cross), add_lanes(sum.high));
         if !behind.ends {
             return hash;
         }
         let tag = _mm_xor_si128(field::reversed(hash), behind.tag_mask);
-        run.jobs[behind.job].ok = finish::<SEAL>(&behind.packet, tag);
+        run.jobs[behind.job].ok = finish::<SEAL>(behind.payload, behind.bytes, tag);
         _mm_setzero_si128()
     }
 }
 
-impl<'k> Behind<'k> {
-    /// Nothing yet.
-    fn new(packet: Packet<'k>) -> Self {
+impl Behind {
+    /// Nothing yet, but powers of H that may be read.
+    pub(in crate::aead::x86) fn new(packet: Packet<'_>) -> Self {
         // SAFETY: all zeros is a vector.
         let (vector, lane) = unsafe { core::mem::zeroed() };
         Self {
-            packet,
+            payload: packet.payload,
+            bytes: 0,
             job: 0,
             blocks: [vector; PART_VECTORS + 1],
             vectors: 0,
-            first_power: 0,
+            powers: packet.key.powers.as_ptr().cast(),
             hash: lane,
             tag_mask: lane,
             ends: false,
         }
     }
 }
-
-/// Read from 16 - n on: a mask of n bytes.
-static MASKS: [u8; 32] = {
-    let mut masks = [0; 32];
-    let mut at = 0;
-    while at < 16 {
-        masks[at] = 0xff;
-        at += 1;
-    }
-    masks
-};

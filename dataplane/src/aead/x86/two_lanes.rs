@@ -1,6 +1,7 @@
 //! Vectors of two lanes: VAES and VPCLMULQDQ on AVX2's registers.
 
-use core::arch::x86_64::*;
+use super::packet::crypt_last_block;
+use core::arch::{asm, x86_64::*};
 
 pub(super) const LANES: usize = 2;
 pub(super) type Vector = __m256i;
@@ -58,6 +59,13 @@ with_features! {
         _mm256_aesenclast_epi128(x, all_lanes(round_key))
     }
 
+    /// The same, here and now: the compiler moves no instruction of which `x` is the result past this.
+    pub(super) fn in_order(mut x: Vector) -> Vector {
+        // SAFETY: no instruction at all.
+        unsafe { asm!("/* {} */", inout(ymm_reg) x, options(nomem, nostack, preserves_flags)) };
+        x
+    }
+
     pub(super) fn multiply<const HALVES: i32>(x: Vector, y: Vector) -> Vector {
         _mm256_clmulepi64_epi128::<HALVES>(x, y)
     }
@@ -68,15 +76,33 @@ with_features! {
 
     /// The sum of all lanes.
     pub(super) fn add_lanes(x: Vector) -> __m128i {
-        let [even, odd] = lanes_apart(x);
-        _mm_xor_si128(even, odd)
+        _mm_xor_si128(lane::<0>(x), lane::<1>(x))
     }
 
-    pub(super) fn lanes_of(lanes: [__m128i; LANES]) -> Vector {
-        _mm256_set_m128i(lanes[1], lanes[0])
+    pub(super) fn lane<const I: usize>(x: Vector) -> __m128i {
+        if I == 0 { _mm256_castsi256_si128(x) } else { _mm256_extracti128_si256::<1>(x) }
     }
 
-    pub(super) fn lanes_apart(x: Vector) -> [__m128i; LANES] {
-        [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
+    pub(super) fn with_lane(x: Vector, i: usize, lane: __m128i) -> Vector {
+        if i == 0 { _mm256_inserti128_si256::<0>(x, lane) } else { _mm256_inserti128_si256::<1>(x, lane) }
+    }
+
+    pub(super) fn first_lane(lane: __m128i) -> Vector {
+        _mm256_zextsi128_si256(lane)
+    }
+
+    /// Crypts bytes 0 to `to` at `place`; gives what is to be hashed.
+    ///
+    /// # Safety
+    /// They are the last of a payload, at least one, and the ICV follows.
+    pub(super) unsafe fn crypt_edge<const SEAL: bool>(place: *mut u8, _: usize, to: usize, stream: Vector) -> Vector {
+        // SAFETY: the caller's; the second block is only touched if it has payload.
+        unsafe {
+            let first = first_lane(crypt_last_block::<SEAL>(place, to.min(16), lane::<0>(stream)));
+            if to <= 16 {
+                return first;
+            }
+            with_lane(first, 1, crypt_last_block::<SEAL>(place.add(16), to - 16, lane::<1>(stream)))
+        }
     }
 }
