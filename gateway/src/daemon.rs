@@ -102,7 +102,7 @@ async fn start(
     let tables = Arc::new(ArcSwap::new(node.tables()));
     let (to_control, from_workers) = mpsc::channel(TO_CONTROL);
     let Attached { inner, outer, nics } = nic::attach(&config, &netlink, inner, outer).await?;
-    let (workers, counters) = spawn_workers(inner, outer, mtu_max, &tables, &to_control)?;
+    let (workers, counters) = spawn_workers(&config, inner, outer, mtu_max, &tables, &to_control)?;
     // 5. Addresses and routes last: from here on packets come.
     let network = Network::set_up(netlink, &config, mtu).await?;
     let (handle, requests) = control::channel(config.static_sa_context());
@@ -243,6 +243,7 @@ fn fill(
 type Counted = Vec<(Option<usize>, Arc<WorkerCounters>)>;
 
 fn spawn_workers(
+    config: &Config,
     inner: Vec<Box<dyn Driver>>,
     outer: Vec<Box<dyn Driver>>,
     mtu: u32,
@@ -263,6 +264,7 @@ fn spawn_workers(
             control: control.clone(),
             counters,
             pin_to_core: cores.get(index).copied(),
+            busy_poll: config.busy_poll,
             batch_packets: BATCH_PACKETS,
             frame_bytes: frame_bytes(mtu as usize),
             hold: HoldLimits::default(),

@@ -9,7 +9,7 @@
 //!          │ 6 events and drops to the control side                           │
 //!          └──────────────────────────────────────────────────────────────────┘
 //!            nothing to do: sleep until a descriptor is readable, a waker rings,
-//!            or a held packet gets too old
+//!            or a held packet gets too old (`busy_poll`: the next turn at once)
 //! ```
 //!
 //! A turn moves at most one batch each way, so neither direction starves the other.
@@ -56,6 +56,8 @@ pub struct WorkerSetup {
     pub counters: Arc<WorkerCounters>,
     /// The core to stay on, if any.
     pub pin_to_core: Option<usize>,
+    /// Whether it looks for packets all the time and never sleeps.
+    pub busy_poll: bool,
     /// Packets in one batch.
     pub batch_packets: usize,
     /// Bytes of one frame: [`crate::io::frame_bytes`] of the inner interface's MTU.
@@ -193,6 +195,7 @@ struct Worker {
     counters: Arc<WorkerCounters>,
     waker: Waker,
     stop: Arc<AtomicBool>,
+    busy_poll: bool,
     batch: Batch,
     outbound: Outbound,
     inbound: Inbound,
@@ -213,6 +216,7 @@ impl Worker {
             counters: setup.counters,
             waker,
             stop,
+            busy_poll: setup.busy_poll,
             batch: Batch::new(setup.batch_packets, setup.frame_bytes),
             outbound: Outbound::new(setup.batch_packets),
             inbound: Inbound::new(setup.batch_packets),
@@ -225,8 +229,10 @@ impl Worker {
 
     fn run(mut self) -> Result<(), WorkerError> {
         while !self.stop.load(Ordering::Acquire) {
-            if !self.turn()? {
-                self.sleep()?;
+            match (self.turn()?, self.busy_poll) {
+                (true, _) => {}
+                (false, true) => std::hint::spin_loop(),
+                (false, false) => self.sleep()?,
             }
         }
         for _ in 0..DRAIN_TURNS {

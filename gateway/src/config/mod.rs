@@ -14,7 +14,7 @@
 //!
 //! | live | needs a restart ([`Config::restart_needed`]) |
 //! |---|---|
-//! | `peers`, `static_sas`, `strongswan.routes`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `outer`, `inner`, the rest of `strongswan`, `api`, `log.format`, the first static SA in plain ESP, beside strongSwan the first peer or static SA in UDP |
+//! | `peers`, `static_sas`, `strongswan.routes`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `busy_poll`, `outer`, `inner`, the rest of `strongswan`, `api`, `log.format`, the first static SA in plain ESP, beside strongSwan the first peer or static SA in UDP |
 //!
 //! Peers whose settings did not change keep their SAs.
 
@@ -82,6 +82,8 @@ pub struct Config {
     pub route_metric: u32,
     /// How many worker threads.
     pub workers: Workers,
+    /// Whether workers look for packets all the time instead of sleeping.
+    pub busy_poll: bool,
     /// Network cards that packets pass without the kernel's stack.
     pub drivers: Drivers,
     /// The tunnels keyed by Noise.
@@ -289,6 +291,7 @@ impl Config {
             ("listen", self.listen == new.listen),
             ("interface", self.interface == new.interface),
             ("workers", self.workers == new.workers),
+            ("busy_poll", self.busy_poll == new.busy_poll),
             ("outer", self.drivers.outer == new.drivers.outer),
             ("inner", self.drivers.inner == new.drivers.inner),
             ("api", self.api == new.api),

@@ -88,6 +88,7 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
             install_routes: document.install_routes.unwrap_or(true),
             route_metric: route_metric.map_or(DEFAULT_ROUTE_METRIC, |metric| metric as u32),
             workers,
+            busy_poll: document.busy_poll.unwrap_or(false),
             drivers,
             peers: peers.into_iter().flatten().collect(),
             static_sas: static_sas.into_iter().flatten().collect(),

@@ -12,6 +12,7 @@
 //!              from the arena; several packets as one message), gro.rs (such messages taken apart),
 //!              control.rs (TOS, local address, sizes), name.rs (addresses), options.rs
 //!   vnet.rs    super-packets of the TUN, which offload/ splits and coalesces
+//!   assembly.rs, bpf.rs  programs in the kernel: which queue of the TUN (tun_steering.rs), which frames (xdp/)
 //!   poll.rs    sleeping until something arrives, and being woken
 //! ```
 //!
@@ -31,6 +32,8 @@
 //! hands packets on as sockets do, so nothing else knows of it.
 #![allow(unsafe_code)] // system calls; every block argues its soundness
 
+mod assembly;
+mod bpf;
 mod control;
 mod gro;
 mod mmsg;
@@ -43,6 +46,7 @@ pub mod raw_esp;
 pub mod shared_port;
 mod socket;
 pub mod tun;
+mod tun_steering;
 pub mod udp;
 mod vnet;
 pub mod xdp;

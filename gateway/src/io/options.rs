@@ -67,6 +67,36 @@ pub(super) fn set_gro(socket: BorrowedFd<'_>, on: bool) -> io::Result<()> {
     unsafe { set(socket, libc::SOL_UDP, libc::UDP_GRO, &on) }
 }
 
+/// Lets a group of sockets that share a port receive by SPI: the first four bytes modulo their number, in the order in
+/// which they were bound. Keepalives, which are shorter, reach the first.
+pub(super) fn steer_by_spi(socket: BorrowedFd<'_>, sockets: usize) -> io::Result<()> {
+    let step = |code: u32, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    // Starts at the UDP payload. A load from beyond its end ends the program with 0.
+    let program = [
+        step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        step(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, sockets as u32),
+        step(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_ptr().cast_mut(),
+    };
+    // SAFETY: the option takes a sock_fprog, whose program lives through the call; the kernel copies and checks it.
+    unsafe {
+        set(
+            socket,
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            &filter,
+        )
+    }
+}
+
 /// Lets nothing in: for a raw socket that only sends, since every raw socket gets a copy of every packet.
 pub(super) fn refuse_everything(socket: BorrowedFd<'_>) -> io::Result<()> {
     let accept_no_byte = libc::sock_filter {

@@ -6,7 +6,8 @@
 //! ```
 
 use super::{
-    Descriptors, Driver, Traffic, check, offload::VNET_BYTES, raw, room_bytes, vnet::SuperPackets,
+    Descriptors, Driver, Traffic, check, offload::VNET_BYTES, raw, room_bytes, tun_steering,
+    vnet::SuperPackets,
 };
 use esplane_api::{DropCounters, DropReason};
 use esplane_dataplane::batch::{Batch, Outer, Verdict};
@@ -142,6 +143,14 @@ impl TunQueue {
                 queue.offloads = offloads;
                 queue.super_packets = Some(SuperPackets::new(offloads));
             }
+        }
+        if let [first, _, ..] = queues.as_slice()
+            && let Err(error) = tun_steering::attach(first.file.as_fd())
+        {
+            info!(
+                "the kernel itself chooses queues of {} ({error}): flows may move between workers",
+                first.name
+            );
         }
         if let Some(queue) = queues.first() {
             match set_queue_length(&queue.name, options.queue_packets) {

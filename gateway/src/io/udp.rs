@@ -21,10 +21,9 @@ pub(super) const BUFFER_BYTES: usize = 8 << 20;
 
 /// One UDP socket of a group that shares a port.
 ///
-/// The kernel spreads packets over the group by the addresses and ports of both ends, so all of one peer's
-/// reach the same worker. (And a flow's answers then leave the TUN by the queue of that worker: the kernel steers
-/// a flow to the queue its packets were written to.) One peer over several cores takes either several
-/// ports or a steering program; neither is here yet.
+/// The kernel spreads packets over the group by their SPIs, so all of one SA reach the same worker in order, wherever its peer
+/// moves; several SAs of one peer are spread. What leaves is spread by flows (`tun_steering.rs`), over all workers even of
+/// one SA.
 ///
 /// Listening on `[::]` it takes IPv4 as well; such peers appear with their IPv4 address. Several packets
 /// of one peer leave and arrive as one message where the kernel can do so ([`UdpOffloads`]).
@@ -118,6 +117,13 @@ impl UdpOuter {
             .map(|_| Self::over(open(listen, true)?, listen))
             .collect::<io::Result<Vec<_>>>()
             .map_err(failed)?;
+        if let [first, _, ..] = group.as_slice()
+            && let Err(error) = options::steer_by_spi(first.as_fd(), workers)
+        {
+            info!(
+                "the kernel spreads peers over the workers by their addresses, not SAs by their SPIs: {error}"
+            );
+        }
         for (index, socket) in group.iter_mut().enumerate() {
             let offloads = socket.set_offloads(true);
             if index == 0 {
@@ -514,6 +520,35 @@ mod tests {
         let mut got = Batch::new(8, 512);
         receive(&mut b, &mut got, &mut drops, 1);
         assert_eq!((got.len(), drops.unexpected()), (1, 0));
+    }
+
+    #[test]
+    fn an_sa_stays_with_its_worker_from_wherever_it_comes() {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let mut group = UdpOuter::open_group(listen, 3).unwrap();
+        let mut drops = DropCounters::default();
+        for spi in 0x1000..0x1009u32 {
+            let worker = &mut group[spi as usize % 3];
+            for _ in 0..2 {
+                let mut peer = loopback("127.0.0.1");
+                let packet = spi.to_be_bytes();
+                peer.transmit(&forward(&[(&packet, to(worker, "127.0.0.1"))]), &mut drops);
+                let mut got = Batch::new(4, 512);
+                receive(worker, &mut got, &mut drops, 1);
+                assert_eq!(got.data(0), packet);
+            }
+        }
+        let mut peer = loopback("127.0.0.1");
+        peer.transmit(
+            &forward(&[(b"\xff", to(&group[0], "127.0.0.1"))]),
+            &mut drops,
+        );
+        let mut got = Batch::new(4, 512);
+        receive(&mut group[0], &mut got, &mut drops, 1);
+        assert_eq!(
+            (got.data(0), drops),
+            (&b"\xff"[..], DropCounters::default())
+        );
     }
 
     #[test]

@@ -136,6 +136,7 @@ impl Bench {
             control: sender,
             counters: Arc::clone(&counters),
             pin_to_core: Some(0),
+            busy_poll: false,
             batch_packets: 4,
             frame_bytes: frame_bytes(1400),
             hold: HoldLimits::default(),

@@ -167,10 +167,16 @@ fn bulk_arrives(encapsulation: Encapsulation, offloads: [bool; 2]) {
 
 /// What one side has received from its network, the other has sent to its own.
 fn nothing_is_lost(sites: Sites) {
-    sites.a.wait_until(|a| {
+    let arrived = sites.a.waits_until(|a| {
         let b = sites.b.snapshot();
         (a.inner_received, b.inner_received) == (b.inner_sent, a.inner_sent)
     });
+    assert!(
+        arrived,
+        "a: {:?}\nb: {:?}",
+        sites.a.snapshot(),
+        sites.b.snapshot()
+    );
     let Sites { a, b } = sites;
     for counters in [a.stop(), b.stop()] {
         assert_eq!(counters.drops.unexpected(), 0, "{counters:?}");

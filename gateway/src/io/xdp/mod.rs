@@ -13,7 +13,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `umem.rs`, `ring.rs`, `socket.rs` | memory shared with the kernel, the four rings over it, one queue's socket |
-//! | `assembly.rs`, `bpf.rs`, `program.rs` | the programs: from text to instructions, into the kernel, onto an interface |
+//! | `program.rs` | the programs: `../assembly.rs` makes them of their texts, `../bpf.rs` loads them |
 //! | `ethernet.rs`, `next_hops.rs` | headers that the kernel would write, and what it knows that they must say |
 //! | `outer.rs`, `inner.rs`, `leftovers.rs` | the two drivers, and what they leave to the kernel |
 //!
@@ -30,8 +30,6 @@
 //!
 //! [`Batch`]: esplane_dataplane::Batch
 
-mod assembly;
-mod bpf;
 mod ethernet;
 mod inner;
 mod leftovers;
@@ -75,8 +73,8 @@ pub enum XdpError {
         log: String,
     },
     /// A program of ours is no program.
-    #[error("a bug: the XDP program cannot be assembled: {0}")]
-    Assembly(String),
+    #[error(transparent)]
+    Assembly(#[from] super::assembly::AssemblyError),
     /// Frames are pages at most.
     #[error(
         "`{interface}` has an MTU of {mtu}; AF_XDP takes up to {} here: lower it, or leave this side to the kernel",

@@ -1,10 +1,11 @@
 //! An XDP program on an interface, and the two things it looks into: which networks are taken, and the sockets.
 
 use super::{
-    XdpError,
-    assembly::{Value, assemble},
-    bpf::{Map, MapKind, Program},
-    failed,
+    super::{
+        assembly::{Value, assemble},
+        bpf::{Map, MapKind, Program, ProgramKind},
+    },
+    XdpError, failed,
 };
 use esplane_api::IpPrefix;
 use std::{
@@ -178,17 +179,18 @@ impl Parts {
             }
         };
         let code = assemble(text, &names)?;
-        let program = Program::load(&code, "esplane").map_err(|(source, log)| {
-            let interface = interface.to_owned();
-            match log.is_empty() {
-                true => failed("load a program", &interface, source),
-                false => XdpError::Verifier {
-                    interface,
-                    source,
-                    log,
-                },
-            }
-        })?;
+        let program =
+            Program::load(ProgramKind::Xdp, &code, "esplane").map_err(|(source, log)| {
+                let interface = interface.to_owned();
+                match log.is_empty() {
+                    true => failed("load a program", &interface, source),
+                    false => XdpError::Verifier {
+                        interface,
+                        source,
+                        log,
+                    },
+                }
+            })?;
         Ok(Self {
             sockets,
             v4,

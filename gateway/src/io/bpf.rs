@@ -14,7 +14,6 @@ const PROG_LOAD: libc::c_int = 5;
 #[cfg(test)]
 const PROG_TEST_RUN: libc::c_int = 10;
 const LINK_CREATE: libc::c_int = 28;
-const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
 
 /// Kinds of maps.
@@ -82,18 +81,37 @@ impl AsFd for Map {
     }
 }
 
-/// A loaded XDP program.
+/// What a program is for.
+#[derive(Clone, Copy)]
+pub(super) enum ProgramKind {
+    /// Looks at packets and answers with a number.
+    SocketFilter = 1,
+    /// Steers frames at an interface.
+    Xdp = 6,
+}
+
+/// A loaded program.
 #[derive(Debug)]
 pub(super) struct Program(OwnedFd);
 
+impl AsFd for Program {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Program {
     /// Loads it; with the error comes what the verifier said.
-    pub(super) fn load(code: &[u8], name: &str) -> Result<Self, (io::Error, String)> {
+    pub(super) fn load(
+        kind: ProgramKind,
+        code: &[u8],
+        name: &str,
+    ) -> Result<Self, (io::Error, String)> {
         let licence = c"Apache-2.0"; // calls no GPL-only helper
         let mut log = vec![0u8; 1 << 16];
         let load = |log: &mut [u8]| {
             let mut call = Call::default();
-            call.number(0, PROG_TYPE_XDP);
+            call.number(0, kind as u32);
             call.number(4, (code.len() / 8) as u32);
             call.pointer(8, code.as_ptr());
             call.pointer(16, licence.as_ptr().cast());
@@ -115,7 +133,7 @@ impl Program {
         })
     }
 
-    /// Attaches it to an interface, for as long as the answer lives.
+    /// Attaches an XDP program to an interface, for as long as the answer lives.
     pub(super) fn attach(&self, link: u32, flags: u32) -> io::Result<OwnedFd> {
         let mut call = Call::default();
         for (at, value) in [
@@ -130,7 +148,7 @@ impl Program {
         unsafe { call.descriptor(LINK_CREATE) }
     }
 
-    /// Runs it once over a frame; its verdict.
+    /// Runs it once over a frame; its answer.
     #[cfg(test)]
     pub(super) fn run(&self, frame: &[u8]) -> io::Result<u32> {
         let mut call = Call::default();

@@ -1,4 +1,4 @@
-//! From a program's text to instructions: `rbpf` assembles, and this gives it labels, numbers and maps by name.
+//! From a BPF program's text to instructions: `rbpf` assembles, and this gives it labels, numbers and maps by name.
 //!
 //! ```text
 //!   loop:                a label stands by itself
@@ -7,7 +7,6 @@
 //!   lddw r1, $sockets    a map given by name: the loader replaces its descriptor by its address
 //! ```
 
-use super::XdpError;
 use std::{collections::BTreeMap, fmt::Write};
 
 /// What a name in a program stands for.
@@ -19,13 +18,18 @@ pub(super) enum Value {
     Map(i32),
 }
 
+/// A program of ours is no program.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("a bug: a BPF program cannot be assembled: {0}")]
+pub struct AssemblyError(String);
+
 /// Bytes of one instruction.
 const INSTRUCTION_BYTES: usize = 8;
 /// `src_reg` of a load that names a map (BPF_PSEUDO_MAP_FD), in the upper half of an instruction's second byte.
 const PSEUDO_MAP_FD: u8 = 1 << 4;
 
 /// The instructions of `text`.
-pub(super) fn assemble(text: &str, names: &[(&str, Value)]) -> Result<Vec<u8>, XdpError> {
+pub(super) fn assemble(text: &str, names: &[(&str, Value)]) -> Result<Vec<u8>, AssemblyError> {
     let (mut labels, mut lines, mut at) = (BTreeMap::new(), Vec::new(), 0usize);
     for line in text.lines() {
         let line = line.split(';').next().unwrap_or_default().trim();
@@ -67,26 +71,26 @@ pub(super) fn assemble(text: &str, names: &[(&str, Value)]) -> Result<Vec<u8>, X
         };
         let _ = writeln!(plain, "{line}"); // writing to a String cannot fail
     }
-    let mut code = rbpf::assembler::assemble(&plain).map_err(XdpError::Assembly)?;
+    let mut code = rbpf::assembler::assemble(&plain).map_err(AssemblyError)?;
     for at in maps {
         code[at * INSTRUCTION_BYTES + 1] |= PSEUDO_MAP_FD;
     }
     Ok(code)
 }
 
-fn jump(labels: &BTreeMap<&str, usize>, label: &str, at: usize) -> Result<i64, XdpError> {
+fn jump(labels: &BTreeMap<&str, usize>, label: &str, at: usize) -> Result<i64, AssemblyError> {
     let target = labels
         .get(label.trim())
-        .ok_or_else(|| XdpError::Assembly(format!("no label `{label}`")))?;
+        .ok_or_else(|| AssemblyError(format!("no label `{label}`")))?;
     Ok(*target as i64 - at as i64 - 1)
 }
 
-fn named(names: &[(&str, Value)], name: &str) -> Result<Value, XdpError> {
+fn named(names: &[(&str, Value)], name: &str) -> Result<Value, AssemblyError> {
     names
         .iter()
         .find(|(known, _)| *known == name.trim())
         .map(|(_, value)| *value)
-        .ok_or_else(|| XdpError::Assembly(format!("nothing is called `{name}`")))
+        .ok_or_else(|| AssemblyError(format!("nothing is called `{name}`")))
 }
 
 #[cfg(test)]
