@@ -562,3 +562,72 @@ fn selectors_that_cannot_be_held_to_are_named() {
     );
     assert!(end.sender().is_some(), "the rest is carried");
 }
+
+#[test]
+fn a_peer_that_restarted_is_answered_with_its_new_sas_before_the_old_ones_go() {
+    // East lost everything and came back; west's charon has not noticed (no INITIAL_CONTACT) and keeps the old SAs.
+    let old = Negotiated::new(1);
+    let new = Negotiated {
+        ike: 2,
+        ..Negotiated::new(2)
+    };
+    let mut world = World::with(&old);
+    world.east = End::new(Side::East);
+    world.east.start();
+    world.west.establish(&new);
+    world.east.establish(&new);
+    world.west.check_oldest_sends();
+    let hello = world.east.seal(&inner(Side::East, 100)).unwrap();
+    assert!(world.west.open(&hello).is_ok());
+    let events: Vec<SaEvent> = world.west.report.events().to_vec();
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, SaEvent::FirstReceived { .. })),
+        "{events:?}"
+    );
+    for event in events {
+        world.west.event(event);
+    }
+    world.talk();
+    assert!(world.nothing_held());
+}
+
+#[test]
+fn a_rekey_within_one_ike_sa_is_not_hurried_by_the_peers_first_packet() {
+    let (old, new) = (Negotiated::new(1), Negotiated::new(2));
+    let mut world = World::with(&old);
+    for direction in [Inbound, Outbound] {
+        world.west.add(&new, direction);
+    }
+    world.west.child_rekey(&old, &new);
+    let sas = world.west.writer.sas();
+    let spi = world.west.sa(&new, Inbound).key.spi;
+    let sa = sas.iter().find(|sa| sa.id.spi == spi).unwrap().id;
+    world.west.event(SaEvent::FirstReceived { sa });
+    world.west.check_oldest_sends();
+}
+
+#[test]
+fn half_a_child_is_not_imported() {
+    // mark_in_sa = yes was forgotten: the kernel would take what arrives.
+    let of = Negotiated::new(1);
+    for unfit_first in [true, false] {
+        let mut end = started();
+        let mut inbound = end.sa(&of, Inbound);
+        inbound.mark = None;
+        if unfit_first {
+            end.add_sa(inbound.clone());
+        }
+        end.add(&of, Outbound);
+        if !unfit_first {
+            end.child_up(&of);
+            end.add_sa(inbound);
+        }
+        end.child_up(&of);
+        assert!(end.writer.sas().is_empty());
+        let texts = end.notice_texts();
+        assert_eq!(texts.matches("mark_in_sa = yes").count(), 1, "{texts}");
+        assert_eq!(texts.matches("half a tunnel").count(), 1, "{texts}");
+    }
+}

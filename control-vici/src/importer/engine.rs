@@ -1,32 +1,30 @@
 //! The importer's public face, and the way of a fact to the tunnel it concerns.
 
 use super::{
-    charon::{Charon, Child, ChildId, Ike, Presence},
-    kernel::{Kernel, Sa, Serial},
+    charon::{Charon, ChildId, Presence},
+    kernel::Kernel,
     notice::{ChildLabel, ImportEvent, ImportNotice},
     numbers::Numbers,
     output::ImportOutput,
+    place::tunnel_key,
     settings::ImportSettings,
-    tunnel::{Lingering, Mirror, Origin, Tunnel, TunnelKey},
+    tunnel::{Lingering, Mirror, Tunnel, TunnelKey},
 };
 use crate::{
-    vici::{Trap, ViciEvent, ViciRequest},
+    vici::ViciEvent,
     xfrm::{SaKey, XfrmEvent, XfrmReply, XfrmSa},
 };
-use esplane_api::{Direction, IpPrefix, Now, SaEvent, SaStatus, TunnelId};
+use esplane_api::{Direction, IpPrefix, Now, SaEvent, SaStatus, Spi, TunnelId};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
-    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
+/// Of how many SAs the kernel is told every second what they have carried; with more, each has its turn less often.
+const SAS_PER_SECOND: u64 = 1024;
 /// How long an inbound SA outlives its DELSA while charon has its child: a MOBIKE's NEWSA follows in milliseconds.
 const LINGER: Duration = Duration::from_millis(500);
-/// How long charon may take for a negotiation whose outcome it never tells: by default it gives up after 165 s.
-const NEGOTIATION: Duration = Duration::from_secs(200);
-/// How long packets wait after a failed negotiation until they ask for another.
-const NEGOTIATION_PAUSE: Duration = Duration::from_secs(5);
 
 /// Imports what charon negotiates. See the [module](super).
 ///
@@ -38,18 +36,21 @@ pub struct Importer {
     pub(super) kernel: Kernel,
     pub(super) numbers: Numbers,
     pub(super) tunnels: BTreeMap<TunnelId, Tunnel>,
+    /// By their SPIs.
+    pub(super) lingering: BTreeMap<Spi, Lingering>,
     pub(super) by_key: BTreeMap<TunnelKey, TunnelId>,
     /// Tunnels something has happened to.
     pub(super) dirty: BTreeSet<TunnelId>,
     pub(super) outputs: VecDeque<ImportOutput>,
     /// What the dataplane had before each list of commands that has not been taken yet, and before the one taken last.
     pub(super) undo: VecDeque<Vec<(TunnelId, Mirror)>>,
-    /// Tunnels whose commands go in a list of their own, after a refusal.
-    pub(super) one_by_one: BTreeSet<TunnelId>,
+    /// Whether each tunnel's commands go in a list of their own, after a refusal.
+    pub(super) one_by_one: bool,
     pub(super) wake_at: Option<Duration>,
     seen_kernel: bool,
     seen_charon: bool,
-    made: u32,
+    /// How many tunnels there have been.
+    pub(super) made: u32,
 }
 
 impl Importer {
@@ -61,11 +62,12 @@ impl Importer {
             kernel: Kernel::default(),
             numbers: Numbers::default(),
             tunnels: BTreeMap::new(),
+            lingering: BTreeMap::new(),
             by_key: BTreeMap::new(),
             dirty: BTreeSet::new(),
             outputs: VecDeque::new(),
             undo: VecDeque::new(),
-            one_by_one: BTreeSet::new(),
+            one_by_one: false,
             wake_at: None,
             seen_kernel: false,
             seen_charon: false,
@@ -145,15 +147,16 @@ impl Importer {
             }
             SaEvent::SequenceLow { sa, next } => self.extend(now, sa, next),
             SaEvent::EndpointMoved { tunnel, remote } => self.endpoint_moved(tunnel, remote),
-            SaEvent::FirstReceived { .. } => {}
+            SaEvent::FirstReceived { sa } => self.peer_has_keys(sa),
         }
         self.settle(now);
     }
 
     /// What the SAs have carried, about once a second.
     pub fn handle_usage(&mut self, now: Now, sas: &[SaStatus]) {
+        let spread = Duration::from_secs(sas.len() as u64 / SAS_PER_SECOND);
         for sa in sas {
-            self.used(now, sa);
+            self.used(now, sa, spread);
         }
         self.settle(now);
     }
@@ -247,9 +250,13 @@ impl Importer {
             }
             return;
         }
+        let stored = fact.sequence_sent;
         sa.direction = fact.direction.or(sa.direction);
         sa.fact = fact;
-        self.lift_stored_number(serial);
+        if let Some(name) = self.kernel.get(serial).and_then(|sa| sa.name) {
+            self.numbers.seen(name, stored);
+        }
+        self.lift_stored_number(now, serial);
         self.place(serial);
     }
 
@@ -284,310 +291,14 @@ impl Importer {
             && tunnel.mirror.inbound.contains_key(&key.spi)
         {
             let until = now.monotonic + LINGER;
-            tunnel.lingering.push(Lingering {
-                spi: key.spi,
+            let lingering = Lingering {
+                tunnel: id,
                 name,
                 child,
                 until,
-            });
+            };
+            self.lingering.insert(key.spi, lingering);
             self.wake(until);
-        }
-    }
-
-    /// Looks again at SAs that charon has told something about.
-    fn place_again(&mut self, touched: &BTreeSet<ChildId>, all: bool) {
-        let mut spis = BTreeSet::new();
-        for child in touched.iter().filter_map(|id| self.charon.child(*id)) {
-            spis.extend(child.sa.spi_in);
-            spis.extend(child.sa.spi_out);
-        }
-        let concerned = |sa: &Sa| {
-            all || spis.contains(&sa.fact.key.spi)
-                || sa.child.is_some_and(|child| touched.contains(&child))
-        };
-        let serials: Vec<Serial> = (self.kernel.iter())
-            .filter(|(_, sa)| concerned(sa))
-            .map(|(serial, _)| serial)
-            .collect();
-        for serial in serials {
-            self.place(serial);
-        }
-        for (id, tunnel) in &mut self.tunnels {
-            let before = tunnel.lingering.len();
-            tunnel
-                .lingering
-                .retain(|sa| self.charon.is_current(sa.child));
-            // A tunnel may have lost its last reason to be.
-            if tunnel.members.is_empty() || tunnel.lingering.len() != before {
-                self.dirty.insert(*id);
-            }
-        }
-    }
-
-    /// Finds the child, the direction and the tunnel of an SA, as far as the facts tell.
-    fn place(&mut self, serial: Serial) {
-        let Some(sa) = self.kernel.get(serial) else {
-            return;
-        };
-        if sa.is_larval() {
-            return;
-        }
-        let known = sa.name.and_then(|name| self.numbers.get(name)).copied();
-        let found = self
-            .child_by_spi(sa)
-            .map(|(child, direction)| (Some(child), direction))
-            // The same key under another address: a MOBIKE.
-            .or_else(|| known.and_then(|known| Some((known.child, known.direction?))));
-        let (child, direction, tunnel) = match found {
-            Some((Some(child), direction)) => {
-                (Some(child), Some(direction), self.tunnel_of_child(child))
-            }
-            Some((None, direction)) => {
-                (None, Some(direction), known.and_then(|known| known.tunnel))
-            }
-            None => match self.tunnel_by_reqid(sa) {
-                Some((tunnel, direction)) => (sa.child, Some(direction), Some(tunnel)),
-                None => (sa.child, sa.direction, sa.tunnel),
-            },
-        };
-        let tunnel = tunnel.filter(|id| self.tunnels.contains_key(id));
-        let Some(sa) = self.kernel.get_mut(serial) else {
-            return;
-        };
-        let before = std::mem::replace(&mut sa.tunnel, tunnel);
-        sa.child = child;
-        sa.direction = direction;
-        if let Some(known) = sa.name.and_then(|name| self.numbers.get_mut(name)) {
-            known.child = child.or(known.child);
-            known.direction = direction.or(known.direction);
-            known.tunnel = tunnel.or(known.tunnel);
-        }
-        if before != tunnel
-            && let Some(old) = before.and_then(|id| self.tunnels.get_mut(&id))
-        {
-            old.members.remove(&serial);
-        }
-        if let Some(new) = tunnel.and_then(|id| self.tunnels.get_mut(&id)) {
-            new.members.insert(serial);
-            new.newest_child = new.newest_child.max(child);
-            new.refused = false;
-        }
-        self.dirty.extend(before);
-        self.dirty.extend(tunnel);
-    }
-
-    /// The child whose SPI this is. Where an SPI fits both ways or two peers' children, addresses decide.
-    fn child_by_spi(&self, sa: &Sa) -> Option<(ChildId, Direction)> {
-        let spi = sa.fact.key.spi;
-        let weigh = |id: ChildId, direction| {
-            if sa.direction.is_some_and(|known| known != direction) {
-                return None;
-            }
-            let child = self.charon.child(id)?;
-            if child.sa.reqid != sa.fact.reqid {
-                return None;
-            }
-            let ike = self.charon.ike_of(child)?;
-            let (local, remote) = sa.ends(direction);
-            let same =
-                |end: Option<SocketAddr>, other: IpAddr| end.is_some_and(|end| end.ip() == other);
-            Some(u32::from(same(ike.local, local)) + u32::from(same(ike.remote, remote)))
-        };
-        let inbound = self
-            .charon
-            .by_spi_in(spi)
-            .map(|id| (id, Direction::Inbound));
-        let outbound = (self.charon.by_spi_out(spi)).map(|id| (id, Direction::Outbound));
-        let candidates = inbound.into_iter().chain(outbound);
-        let weighed =
-            candidates.filter_map(|(id, direction)| Some((weigh(id, direction)?, id, direction)));
-        // The newest of equals: an SPI used again.
-        let best = weighed.max_by_key(|(score, id, _)| (*score, *id));
-        best.map(|(_, id, direction)| (id, direction))
-    }
-
-    /// Before charon tells: an SA with the reqid and the ends of exactly one tunnel is that tunnel's next.
-    fn tunnel_by_reqid(&self, sa: &Sa) -> Option<(TunnelId, Direction)> {
-        let mut found = None;
-        for (id, tunnel) in &self.tunnels {
-            let Origin::Sas { reqid, .. } = &tunnel.key.origin else {
-                continue;
-            };
-            if *reqid != sa.fact.reqid {
-                continue;
-            }
-            let Some(direction) = self.direction_within(tunnel, sa) else {
-                continue;
-            };
-            if found.is_some() {
-                return None; // several peers share the reqid: charon will tell
-            }
-            found = Some((*id, direction));
-        }
-        found
-    }
-
-    /// Which way an SA goes if it belongs to the tunnel: as another one with these ends, ports included, or as IKE.
-    fn direction_within(&self, tunnel: &Tunnel, sa: &Sa) -> Option<Direction> {
-        let ends = sa.socket_ends();
-        let from_to = |local: SocketAddr, remote: SocketAddr| {
-            if ends == (local, remote) {
-                Some(Direction::Outbound)
-            } else if ends == (remote, local) {
-                Some(Direction::Inbound)
-            } else {
-                None
-            }
-        };
-        let mut members = (tunnel.members.iter()).filter_map(|serial| self.kernel.get(*serial));
-        let by_member = members.find_map(|member| {
-            let (source, destination) = member.socket_ends();
-            match member.direction? {
-                Direction::Outbound => from_to(source, destination),
-                Direction::Inbound => from_to(destination, source),
-            }
-        });
-        let by_ike = || {
-            let ike = self
-                .charon
-                .ike_of(self.charon.child(tunnel.newest_child?)?)?;
-            let (mut local, mut remote) = (ike.local?, ike.remote?);
-            if sa.fact.encap.is_none() {
-                local.set_port(0);
-                remote.set_port(0);
-            }
-            from_to(local, remote)
-        };
-        let found = by_member.or_else(by_ike)?;
-        sa.direction
-            .is_none_or(|known| known == found)
-            .then_some(found)
-    }
-
-    /// The tunnel of a child's SAs, made where there is none yet. `None` if the child is not to be imported.
-    fn tunnel_of_child(&mut self, id: ChildId) -> Option<TunnelId> {
-        let child = self.charon.child(id)?;
-        let ike = self.charon.ike_of(child)?;
-        if !self.settings.imports(&ike.name, &child.sa.name) {
-            return None;
-        }
-        let key = tunnel_key(ike, child);
-        Some(self.tunnel_with(key))
-    }
-
-    fn tunnel_with(&mut self, key: TunnelKey) -> TunnelId {
-        if let Some(id) = self.by_key.get(&key) {
-            return *id;
-        }
-        let mut id = self.settings.first_tunnel.0.wrapping_add(self.made);
-        while self.tunnels.contains_key(&TunnelId(id)) {
-            id = id.wrapping_add(1).max(self.settings.first_tunnel.0);
-        }
-        self.made = self.made.wrapping_add(1);
-        let name = self.free_name(&key);
-        let tunnel = Tunnel::new(key.clone(), name, self.made);
-        self.tunnels.insert(TunnelId(id), tunnel);
-        self.by_key.insert(key, TunnelId(id));
-        TunnelId(id)
-    }
-
-    /// `CONNECTION/CHILD`, with a number behind it where that is taken: road warriors share a child's name.
-    fn free_name(&self, key: &TunnelKey) -> String {
-        let trap = if key.origin == Origin::Trap {
-            " (on demand)"
-        } else {
-            ""
-        };
-        let plain = format!("{}/{}{trap}", key.connection, key.child);
-        let taken: BTreeSet<&str> = (self.tunnels.values())
-            .filter(|tunnel| {
-                (&tunnel.key.connection, &tunnel.key.child) == (&key.connection, &key.child)
-            })
-            .map(|tunnel| tunnel.name.as_str())
-            .collect();
-        if !taken.contains(plain.as_str()) {
-            return plain;
-        }
-        let numbered = (2..).map(|number: u64| format!("{plain}#{number}"));
-        let mut free = numbered.filter(|name| !taken.contains(name.as_str()));
-        free.next().unwrap_or(plain)
-    }
-
-    /// Traps become tunnels without SAs, whose packets wait and ask.
-    fn follow_traps(&mut self) {
-        let fits = |trap: &&Trap| {
-            self.settings.imports(&trap.ike, &trap.child)
-                && (trap.mode.is_empty() || trap.mode == "TUNNEL")
-        };
-        let traps: Vec<Trap> = self.charon.traps.iter().filter(fits).cloned().collect();
-        let mut listed = BTreeSet::new();
-        for trap in traps {
-            let selectors = trap.selectors();
-            let id = self.tunnel_with(TunnelKey {
-                connection: trap.ike,
-                child: trap.child,
-                origin: Origin::Trap,
-            });
-            if let Some(tunnel) = self.tunnels.get_mut(&id) {
-                tunnel.selectors = selectors;
-            }
-            listed.insert(id);
-        }
-        let mut all = self.tunnels.iter_mut();
-        for (id, tunnel) in all.by_ref().filter(|(_, tunnel)| tunnel.is_trap()) {
-            if !listed.contains(id) {
-                tunnel.selectors.clear();
-            }
-            self.dirty.insert(*id);
-        }
-    }
-
-    /// Packets wait and no SA can carry them.
-    fn wanted_by_packets(&mut self, now: Now, id: TunnelId) {
-        let connected = self.charon.connected;
-        let Some(tunnel) = self.tunnels.get_mut(&id) else {
-            return;
-        };
-        let asked = tunnel
-            .wanted_until
-            .is_some_and(|until| now.monotonic < until);
-        // Without charon the next packet asks again. SAs that are there come by themselves.
-        if !tunnel.is_trap() || !connected || asked {
-            return;
-        }
-        tunnel.wanted_until = Some(now.monotonic + NEGOTIATION);
-        let (ike, child) = (tunnel.key.connection.clone(), tunnel.key.child.clone());
-        let label = ChildLabel {
-            connection: ike.clone(),
-            child: child.clone(),
-            unique_id: None,
-        };
-        let request = ViciRequest::Initiate { ike, child };
-        self.outputs.push_back(ImportOutput::Vici(request));
-        self.notice(Some(label), ImportEvent::Wanted);
-    }
-
-    fn negotiation_ended(&mut self, now: Now, ike: &str, child: &str, done: bool) {
-        let key = TunnelKey {
-            connection: ike.to_owned(),
-            child: child.to_owned(),
-            origin: Origin::Trap,
-        };
-        let tunnel = self
-            .by_key
-            .get(&key)
-            .and_then(|id| self.tunnels.get_mut(id));
-        let Some(tunnel) = tunnel else {
-            return;
-        };
-        tunnel.wanted_until = Some(now.monotonic + NEGOTIATION_PAUSE);
-        if !done {
-            let label = ChildLabel {
-                connection: key.connection,
-                child: key.child,
-                unique_id: None,
-            };
-            self.notice(Some(label), ImportEvent::NotNegotiated);
         }
     }
 
@@ -677,18 +388,17 @@ impl Importer {
             .count()
     }
 
+    /// Ends those inbound SAs that stay for a while without one of the kernel's.
+    pub(super) fn end_lingering(&mut self, over: impl Fn(&Lingering) -> bool) {
+        let ended = self.lingering.extract_if(.., |_, sa| over(sa));
+        self.dirty.extend(ended.map(|(_, sa)| sa.tunnel));
+    }
+
     /// What only time makes happen.
     fn look_at_clock(&mut self, now: Now) {
-        let mut later = Vec::new();
-        for (id, tunnel) in &mut self.tunnels {
-            let before = tunnel.lingering.len();
-            tunnel.lingering.retain(|sa| sa.until > now.monotonic);
-            if tunnel.lingering.len() != before {
-                self.dirty.insert(*id);
-            }
-            later.extend(tunnel.lingering.iter().map(|sa| sa.until));
-        }
-        for at in later {
+        self.end_lingering(|sa| sa.until <= now.monotonic);
+        let ends: Vec<Duration> = self.lingering.values().map(|sa| sa.until).collect();
+        for at in ends {
             self.wake(at);
         }
         self.retry(now);
@@ -698,17 +408,6 @@ impl Importer {
         if let Some(serial) = self.kernel.serial(&reply.key) {
             self.stored(now, serial, reply);
         }
-    }
-}
-
-pub(super) fn tunnel_key(ike: &Ike, child: &Child) -> TunnelKey {
-    TunnelKey {
-        connection: ike.name.clone(),
-        child: child.sa.name.clone(),
-        origin: Origin::Sas {
-            reqid: child.sa.reqid,
-            remote_id: ike.remote_id.clone(),
-        },
     }
 }
 

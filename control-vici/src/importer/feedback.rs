@@ -17,8 +17,8 @@ use std::{net::SocketAddr, time::Duration};
 const LIMIT_PATIENCE: Duration = Duration::from_secs(30);
 
 impl Importer {
-    /// What an SA has carried. charon reads it from the kernel: `swanctl --list-sas` shows it.
-    pub(super) fn used(&mut self, now: Now, status: &SaStatus) {
+    /// What an SA has carried. charon reads it from the kernel: `swanctl --list-sas` shows it, not older than `spread`.
+    pub(super) fn used(&mut self, now: Now, status: &SaStatus, spread: Duration) {
         let Some((serial, base)) = self.installed_as(status.id) else {
             return;
         };
@@ -41,9 +41,11 @@ impl Importer {
         if progress == sa.stored {
             return;
         }
-        sa.stored = progress;
         let (stage, width) = (sa.outbound, esn(&sa.fact));
-        self.store(serial);
+        if sa.stored_at.is_none_or(|at| now.monotonic >= at + spread) {
+            (sa.stored, sa.stored_at) = (progress, Some(now.monotonic));
+            self.store(serial, false);
+        }
         if let Some(tunnel) = self.tunnels.get_mut(&status.id.tunnel) {
             tunnel.last_carried = Some(now.monotonic);
         }

@@ -52,6 +52,8 @@ pub(super) struct Sa {
     pub store_failures: u32,
     /// What was last stored of what it carried: packets, bytes, number.
     pub stored: (u64, u64, u64),
+    /// When that was.
+    pub stored_at: Option<Duration>,
     /// When charon was last told that a limit is reached: soft, hard.
     pub limit_told: [Option<Duration>; 2],
 }
@@ -97,6 +99,7 @@ impl Kernel {
             outbound: OutboundStage::New,
             store_failures: 0,
             stored,
+            stored_at: None,
             limit_told: [None; 2],
         };
         self.sas.insert(self.last, sa);

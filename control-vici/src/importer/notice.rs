@@ -134,6 +134,11 @@ pub enum SaProblem {
     /// Addresses nothing can be sent to.
     #[error(transparent)]
     Path(#[from] PathError),
+    /// The same child's other SA cannot be imported.
+    #[error(
+        "the other SA of the CHILD_SA cannot be imported, and half a tunnel would only lose packets"
+    )]
+    OtherHalf,
     /// Nothing would fit.
     #[error("it has no traffic selectors that Esplane can hold packets to")]
     NoSelectors,

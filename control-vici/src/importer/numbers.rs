@@ -119,6 +119,17 @@ impl Numbers {
             live: 0,
         };
         self.known.entry(name).or_insert_with(fresh).live += 1;
+        self.seen(name, sa.sequence_sent);
+    }
+
+    /// The kernel has this number stored for a key: if it is not ours, somebody else may have used those up to it.
+    pub fn seen(&mut self, name: KeyName, stored: u64) {
+        if let Some(known) = self.known.get_mut(&name)
+            && stored > known.requested_until
+        {
+            known.requested_until = stored;
+            known.used_until = known.used_until.map(|used| used.max(stored));
+        }
     }
 
     /// An SA with this key is gone. The key is remembered.
@@ -158,7 +169,10 @@ impl Numbers {
             return None;
         }
         let until = (first - 1).saturating_add(Chunk::size(esn));
-        let until = until.max(known.requested_until).min(esn.last_sequence());
+        // Never the same twice: a late answer to an earlier Store answers no later one.
+        let until = until
+            .max(known.requested_until.saturating_add(1))
+            .min(esn.last_sequence());
         known.requested_until = until;
         Some(SequenceStart {
             first,

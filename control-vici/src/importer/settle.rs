@@ -1,27 +1,19 @@
 //! From facts to commands: what each tunnel should hold, and the numbers it may use.
 
 use super::{
+    charon::ChildId,
     engine::Importer,
     kernel::{OutboundStage, Sa, Serial},
     notice::{ImportEvent, SaProblem},
-    numbers::{Chunk, esn},
+    numbers::esn,
     output::ImportOutput,
-    tunnel::{InstalledInbound, InstalledOutbound, Mirror, Tunnel, Wanted},
-};
-use crate::{
-    vici::ViciRequest,
-    xfrm::{XfrmReply, XfrmRequest},
+    tunnel::{InstalledInbound, InstalledOutbound, Lingering, Mirror, Tunnel, Wanted},
 };
 use esplane_api::{
     Direction, KeyMaterial, Now, OuterPath, SaCommand, SaId, SaParams, SelectorPair, SequenceStart,
     Spi, TunnelId, WindowSize,
 };
-use std::{collections::BTreeSet, fmt, time::Duration};
-
-/// How long a Store may take until it is sent again.
-const STORE_PATIENCE: Duration = Duration::from_secs(2);
-/// How long charon may take for a successor until it is asked again.
-const REKEY_PATIENCE: Duration = Duration::from_secs(30);
+use std::{collections::BTreeSet, fmt};
 
 impl Importer {
     /// Brings the dataplane's tunnels in line with the facts.
@@ -31,10 +23,12 @@ impl Importer {
             self.judge(*id);
             self.prepare_numbers(now, *id);
         }
-        for id in std::mem::take(&mut self.one_by_one) {
-            self.command(&BTreeSet::from([id]));
+        if std::mem::take(&mut self.one_by_one) {
+            self.command_apart(&dirty);
+        } else {
+            self.command(&dirty);
         }
-        self.command(&dirty);
+        self.tell_changes(&dirty);
     }
 
     /// Looks for what keeps a tunnel's SAs from being imported, and says so once.
@@ -43,32 +37,39 @@ impl Importer {
             return;
         };
         let members: Vec<Serial> = tunnel.members.iter().copied().collect();
-        for serial in members {
-            let Some(sa) = self.kernel.get(serial) else {
+        let problems: Vec<Option<SaProblem>> = (members.iter())
+            .map(|serial| self.find_problem(*serial))
+            .collect();
+        let half: BTreeSet<ChildId> = (members.iter().zip(&problems))
+            .filter(|(_, problem)| problem.is_some())
+            .filter_map(|(serial, _)| self.kernel.get(*serial)?.child)
+            .collect();
+        for (serial, own) in members.into_iter().zip(problems) {
+            let Some(sa) = self.kernel.get_mut(serial) else {
                 continue;
             };
-            let child = sa.child.and_then(|child| self.charon.child(child));
-            let mut problem = sa.find_problem(&self.settings, child.map(|child| &child.sa));
-            if problem.is_none() && child.is_some_and(|child| child.sa.selectors().is_empty()) {
-                problem = Some(SaProblem::NoSelectors);
-            }
-            let event = problem.clone().map(|problem| ImportEvent::NotImported {
+            let other = sa.child.is_some_and(|child| half.contains(&child));
+            sa.problem = own.or_else(|| other.then_some(SaProblem::OtherHalf));
+            let Some(problem) = sa.problem.clone().filter(|_| !sa.problem_told) else {
+                continue;
+            };
+            sa.problem_told = true;
+            let event = ImportEvent::NotImported {
                 spi: sa.fact.key.spi,
                 direction: sa.direction.unwrap_or(Direction::Outbound),
                 problem,
-            });
-            let label = self.label(sa.child, Some(id));
-            let told = sa.problem_told;
-            if let Some(sa) = self.kernel.get_mut(serial) {
-                sa.problem = problem;
-                sa.problem_told |= event.is_some();
-            }
-            if let Some(event) = event
-                && !told
-            {
-                self.notice(label, event);
-            }
+            };
+            let child = sa.child;
+            self.notice(self.label(child, Some(id)), event);
         }
+    }
+
+    fn find_problem(&self, serial: Serial) -> Option<SaProblem> {
+        let sa = self.kernel.get(serial)?;
+        let child = sa.child.and_then(|child| self.charon.child(child));
+        let problem = sa.find_problem(&self.settings, child.map(|child| &child.sa));
+        let nothing_fits = child.is_some_and(|child| child.sa.selectors().is_empty());
+        problem.or_else(|| nothing_fits.then_some(SaProblem::NoSelectors))
     }
 
     /// Has numbers stored for the outbound SAs that are to be installed.
@@ -92,9 +93,13 @@ impl Importer {
             let in_place = match sa.outbound {
                 OutboundStage::New => false,
                 // Under way, or waiting for charon.
-                OutboundStage::Reserving { .. }
-                | OutboundStage::Ready { .. }
-                | OutboundStage::Unusable { .. } => true,
+                OutboundStage::Reserving { .. } | OutboundStage::Unusable { .. } => true,
+                // Another SA may have had the key meanwhile.
+                OutboundStage::Ready { start } => {
+                    let known = sa.name.and_then(|name| self.numbers.get(name));
+                    let used_until = known.and_then(|known| known.used_until);
+                    used_until.is_some_and(|used| used < start.first)
+                }
                 // Another path means another installation, with numbers behind all that this one may use.
                 OutboundStage::Installed { path } | OutboundStage::Extending { path, .. } => {
                     has.is_some() && sa.path().is_ok_and(|stated| stated == path)
@@ -106,257 +111,48 @@ impl Importer {
         }
     }
 
-    /// Asks the kernel to store the numbers an outbound SA is to begin with.
-    fn reserve(&mut self, now: Now, serial: Serial) {
-        let Some(sa) = self.kernel.get(serial) else {
-            return;
-        };
-        let Some(name) = sa.name else {
-            return;
-        };
-        let start = self.numbers.reserve(name, esn(&sa.fact), 0);
-        let stage = match start {
-            Some(start) => OutboundStage::Reserving {
-                start,
-                since: now.monotonic,
-            },
-            None => OutboundStage::Unusable { asked: None },
-        };
-        let past_unknown = self
-            .numbers
-            .get(name)
-            .is_some_and(|known| known.used_until.is_none());
-        let (spi, label) = (sa.fact.key.spi, self.label(sa.child, sa.tunnel));
-        if let Some(sa) = self.kernel.get_mut(serial) {
-            sa.outbound = stage;
-        }
-        if start.is_some() {
-            self.store(serial);
-            self.wake(now.monotonic + STORE_PATIENCE);
-        } else {
-            if past_unknown {
-                self.notice(label, ImportEvent::PastUnknown { spi });
-            }
-            self.ask_for_successor(now, serial);
-        }
-    }
-
-    /// Has the kernel store an SA's number and what it has carried.
-    pub(super) fn store(&mut self, serial: Serial) {
-        let Some(sa) = self.kernel.get(serial) else {
-            return;
-        };
-        let Some(known) = sa.name.and_then(|name| self.numbers.get(name)) else {
-            return;
-        };
-        let outbound = sa.direction == Some(Direction::Outbound);
-        let request = XfrmRequest::Store {
-            key: sa.fact.key,
-            esn: sa.fact.esn,
-            sequence_sent: outbound.then_some(known.requested_until),
-            sequence_received: (!outbound).then_some(known.received),
-            packets: sa.stored.0,
-            bytes: sa.stored.1,
-        };
-        self.outputs.push_back(ImportOutput::Xfrm(request));
-    }
-
-    /// The kernel's copy of an outbound SA may have been replaced by one with a lower number: store again what is used.
-    pub(super) fn lift_stored_number(&mut self, serial: Serial) {
-        let Some(sa) = self.kernel.get(serial) else {
-            return;
-        };
-        let lifted = matches!(
-            sa.outbound,
-            OutboundStage::Installed { .. } | OutboundStage::Extending { .. }
-        );
-        let used = sa.name.and_then(|name| self.numbers.get(name)?.used_until);
-        if lifted && used.is_some_and(|used| sa.fact.sequence_sent < used) {
-            self.store(serial);
-        }
-    }
-
-    /// The kernel's answer to a Store.
-    pub(super) fn stored(&mut self, now: Now, serial: Serial, reply: &XfrmReply) {
-        let Some(sa) = self.kernel.get_mut(serial) else {
-            return;
-        };
-        let Some(name) = sa.name else {
-            return;
-        };
-        let stored = reply.sequence_sent.filter(|_| reply.done);
-        match sa.outbound {
-            OutboundStage::Reserving { start, .. } => {
-                let until = start.reserved_until.unwrap_or(u64::MAX);
-                if stored.is_some_and(|stored| stored >= until) {
-                    sa.outbound = OutboundStage::Ready { start };
-                    self.dirty.extend(sa.tunnel);
-                } else if !reply.done {
-                    self.not_stored(now, serial);
-                }
-            }
-            OutboundStage::Extending { path, until, .. } => {
-                if stored.is_some_and(|stored| stored >= until) {
-                    sa.outbound = OutboundStage::Installed { path };
-                    self.numbers.hand_over(name, until);
-                    self.command_extension(serial, until);
-                } else if !reply.done {
-                    self.not_stored(now, serial);
-                }
-            }
-            OutboundStage::New
-            | OutboundStage::Ready { .. }
-            | OutboundStage::Installed { .. }
-            | OutboundStage::Unusable { .. } => {}
-        }
-    }
-
-    fn not_stored(&mut self, now: Now, serial: Serial) {
-        let Some(sa) = self.kernel.get_mut(serial) else {
-            return;
-        };
-        // Mostly its DELSA is on its way; only a second failure is worth a word.
-        sa.store_failures += 1;
-        let told = sa.store_failures == 2;
-        let (spi, child, tunnel) = (sa.fact.key.spi, sa.child, sa.tunnel);
-        if told {
-            self.notice(self.label(child, tunnel), ImportEvent::NotStored { spi });
-        }
-        self.wake(now.monotonic + STORE_PATIENCE);
-    }
-
-    /// Has further numbers stored for an SA that has used half of its own.
-    pub(super) fn extend(&mut self, now: Now, sa: SaId, next: u64) {
-        let Some(serial) = self.serial_of(sa) else {
-            return;
-        };
-        let Some(sa) = self.kernel.get_mut(serial) else {
-            return;
-        };
-        let (OutboundStage::Installed { path }, Some(name)) = (sa.outbound, sa.name) else {
-            return;
-        };
-        let width = esn(&sa.fact);
-        if let Some(start) = self.numbers.reserve(name, width, 0)
-            && let Some(until) = start.reserved_until
-        {
-            sa.outbound = OutboundStage::Extending {
-                path,
-                until,
-                since: now.monotonic,
-            };
-            self.store(serial);
-            self.wake(now.monotonic + STORE_PATIENCE);
-        }
-        if next > Chunk::nearly_all(width) {
-            self.tell_limit(now, serial, false);
-        }
-    }
-
-    fn command_extension(&mut self, serial: Serial, reserved_until: u64) {
-        let Some(tunnel) = self.kernel.get(serial).and_then(|sa| sa.tunnel) else {
-            return;
-        };
-        let mirror = self.tunnels.get(&tunnel).map(|tunnel| &tunnel.mirror);
-        let has = mirror.and_then(|mirror| mirror.outbound.iter().find(|has| has.serial == serial));
-        if let Some(has) = has {
-            let sa = SaId {
-                tunnel,
-                direction: Direction::Outbound,
-                spi: has.spi,
-            };
-            let command = SaCommand::ExtendSequence { sa, reserved_until };
-            self.commands(Vec::new(), vec![command]);
-        }
-    }
-
-    /// Asks charon for a successor of an SA that cannot send.
-    fn ask_for_successor(&mut self, now: Now, serial: Serial) {
-        let Some(sa) = self.kernel.get_mut(serial) else {
-            return;
-        };
-        sa.outbound = OutboundStage::Unusable {
-            asked: Some(now.monotonic),
-        };
-        let (key, child) = (sa.fact.key, sa.child);
-        let output =
-            match child.filter(|child| self.charon.connected && self.charon.is_there(*child)) {
-                Some(unique_id) => ImportOutput::Vici(ViciRequest::RekeyChild { unique_id }),
-                None => ImportOutput::Xfrm(XfrmRequest::Expire { key, hard: false }),
-            };
-        self.outputs.push_back(output);
-        self.wake(now.monotonic + REKEY_PATIENCE);
-    }
-
-    /// Repeats what has had no effect for long.
-    pub(super) fn retry(&mut self, now: Now) {
-        let overdue = |since: Duration, patience| now.monotonic >= since + patience;
-        let mut stores = Vec::new();
-        let mut rekeys = Vec::new();
-        let mut later = Vec::new();
-        for (serial, sa) in self.kernel.iter() {
-            let (since, patience, due) = match sa.outbound {
-                OutboundStage::Reserving { since, .. } | OutboundStage::Extending { since, .. } => {
-                    (since, STORE_PATIENCE, &mut stores)
-                }
-                OutboundStage::Unusable { asked: Some(since) } => {
-                    (since, REKEY_PATIENCE, &mut rekeys)
-                }
-                _ => continue,
-            };
-            if overdue(since, patience) {
-                due.push(serial);
-            } else {
-                later.push(since + patience);
-            }
-        }
-        for serial in stores {
-            if let Some(sa) = self.kernel.get_mut(serial) {
-                match &mut sa.outbound {
-                    OutboundStage::Reserving { since, .. }
-                    | OutboundStage::Extending { since, .. } => {
-                        *since = now.monotonic;
-                    }
-                    _ => {}
-                }
-            }
-            self.store(serial);
-            later.push(now.monotonic + STORE_PATIENCE);
-        }
-        for serial in rekeys {
-            self.ask_for_successor(now, serial);
-        }
-        for at in later {
-            self.wake(at);
-        }
-    }
-
     /// The commands for these tunnels, as one list; removals come first.
     fn command(&mut self, tunnels: &BTreeSet<TunnelId>) {
-        let mut removals = Vec::new();
-        let mut rest = Vec::new();
-        let mut undo = Vec::new();
+        let (mut undo, mut removals, mut rest) = (Vec::new(), Vec::new(), Vec::new());
         for id in tunnels {
-            let Some(before) = self.tunnels.get(id).map(|tunnel| tunnel.mirror.clone()) else {
+            let Some((before, mut commands)) = self.command_one(*id) else {
                 continue;
             };
-            let commands = self.command_one(*id);
-            if commands.is_empty() {
-                continue;
-            }
             undo.push((*id, before));
-            for command in commands {
-                match command {
-                    SaCommand::Remove(_) | SaCommand::RemoveTunnel(_) => removals.push(command),
-                    other => rest.push(other),
-                }
-            }
+            removals.extend(commands.extract_if(.., |one| removes(one)));
+            rest.append(&mut commands);
         }
         removals.append(&mut rest);
         if !removals.is_empty() {
             self.commands(undo, removals);
         }
-        self.tell_changes(tunnels);
+    }
+
+    /// The same, what is installed by a list for each tunnel; all removals come first, for an SA may go from one to
+    /// another.
+    fn command_apart(&mut self, tunnels: &BTreeSet<TunnelId>) {
+        let (mut undo, mut removals, mut lists) = (Vec::new(), Vec::new(), Vec::new());
+        for id in tunnels {
+            let Some((before, mut commands)) = self.command_one(*id) else {
+                continue;
+            };
+            let removed: Vec<SaCommand> = commands.extract_if(.., |one| removes(one)).collect();
+            let mut between = before.clone();
+            between.without(&removed);
+            if !removed.is_empty() {
+                undo.push((*id, before));
+                removals.extend(removed);
+            }
+            if !commands.is_empty() {
+                lists.push((*id, between, commands));
+            }
+        }
+        if !removals.is_empty() {
+            self.commands(undo, removals);
+        }
+        for (id, between, commands) in lists {
+            self.commands(vec![(id, between)], commands);
+        }
     }
 
     /// Has commands carried out; `undo` is what the dataplane has of the tunnels without them.
@@ -365,17 +161,14 @@ impl Importer {
         self.outputs.push_back(ImportOutput::Commands(commands));
     }
 
-    fn command_one(&mut self, id: TunnelId) -> Vec<SaCommand> {
-        let Some(tunnel) = self.tunnels.get(&id) else {
-            return Vec::new();
-        };
-        if tunnel.refused {
-            return Vec::new();
-        }
-        if !self.is_needed(tunnel) {
-            let Some(mut gone) = self.tunnels.remove(&id) else {
-                return Vec::new();
-            };
+    /// What is to be done for a tunnel, and what the dataplane had of it before.
+    fn command_one(&mut self, id: TunnelId) -> Option<(Mirror, Vec<SaCommand>)> {
+        let tunnel = self.tunnels.get(&id)?;
+        let before = tunnel.mirror.clone();
+        let commands = if self.is_needed(tunnel) {
+            self.command_needed(id)
+        } else {
+            let mut gone = self.tunnels.remove(&id)?;
             self.by_key.remove(&gone.key);
             if gone.carried_told {
                 let label = super::ChildLabel {
@@ -385,8 +178,12 @@ impl Importer {
                 };
                 self.notice(Some(label), ImportEvent::Ended);
             }
-            return gone.mirror.bring_to(id, Wanted::NOTHING);
-        }
+            gone.mirror.bring_to(id, Wanted::NOTHING)
+        };
+        (!commands.is_empty()).then_some((before, commands))
+    }
+
+    fn command_needed(&mut self, id: TunnelId) -> Vec<SaCommand> {
         let wanted = self.wanted(id);
         let installs: Vec<(Serial, OuterPath, SequenceStart)> = (wanted.outbound.iter())
             .filter_map(|(sa, params)| Some((sa.serial, sa.path, params.as_ref()?.sequence)))
@@ -411,11 +208,14 @@ impl Importer {
         if tunnel.is_trap() {
             return !tunnel.selectors.is_empty();
         }
-        if !tunnel.members.is_empty() || !tunnel.lingering.is_empty() {
-            return true;
-        }
-        let connected = self.charon.connected;
-        connected && self.has_child(tunnel)
+        let lingers = |sa: &Lingering| {
+            self.tunnels
+                .get(&sa.tunnel)
+                .is_some_and(|of| of.key == tunnel.key)
+        };
+        !tunnel.members.is_empty()
+            || self.lingering.values().any(lingers)
+            || self.charon.connected && self.has_child(tunnel)
     }
 
     /// What the dataplane should have of a tunnel.
@@ -424,16 +224,14 @@ impl Importer {
         let Some(tunnel) = self.tunnels.get_mut(&id) else {
             return Wanted::NOTHING;
         };
-        if !tunnel.is_trap() {
-            let selectors = child
-                .and_then(|id| self.charon.child(id))
-                .map(|child| child.sa.selectors());
-            if let Some(selectors) = selectors.filter(|selectors| !selectors.is_empty()) {
-                tunnel.selectors = without_repetition(selectors);
+        // Without a child all stays as it was: a MOBIKE brings its SAs back at once.
+        if let Some(child) = child.and_then(|id| self.charon.child(id)) {
+            let selectors = without_repetition(child.sa.selectors());
+            if !selectors.is_empty() {
+                tunnel.selectors = selectors;
             }
-            let ike = child.and_then(|id| self.charon.ike_of(self.charon.child(id)?));
-            if let Some(ike) = ike {
-                tunnel.follows = ike.follows(&self.settings);
+            if let Some(ike) = self.charon.ike_of(child) {
+                tunnel.follows = child.sa.udp_encap && ike.follows(&self.settings);
             }
         }
         let Some(tunnel) = self.tunnels.get(&id) else {
@@ -445,11 +243,8 @@ impl Importer {
         if !there || tunnel.selectors.is_empty() {
             return Wanted::NOTHING;
         }
-        let in_udp = (tunnel.members.iter())
-            .filter_map(|serial| self.kernel.get(*serial))
-            .any(|sa| sa.fact.encap.is_some());
         Wanted {
-            params: Some(tunnel.params(id, tunnel.follows && in_udp, self.settings.df)),
+            params: Some(tunnel.params(id, tunnel.follows, self.settings.df)),
             inbound: self.wanted_inbound(id, tunnel),
             outbound: self.wanted_outbound(id, tunnel),
             sender,
@@ -497,10 +292,13 @@ impl Importer {
             wanted.push((installed, Some(Box::new(params))));
         }
         // What lingers stays as it is.
-        for lingering in &tunnel.lingering {
-            let taken = wanted.iter().any(|(other, _)| other.spi == lingering.spi);
-            let has = tunnel.mirror.inbound.get(&lingering.spi);
-            if let (false, Some(has)) = (taken, has.filter(|has| has.name == lingering.name)) {
+        for (spi, lingering) in &self.lingering {
+            let taken = wanted.iter().any(|(other, _)| other.spi == *spi);
+            let has = tunnel.mirror.inbound.get(spi);
+            if lingering.tunnel == id
+                && !taken
+                && let Some(has) = has.filter(|has| has.name == lingering.name)
+            {
                 wanted.push((has.clone(), None));
             }
         }
@@ -618,22 +416,42 @@ impl Importer {
         (sender.map(|(_, sa)| sa.fact.key.spi), child)
     }
 
-    /// A tunnel's outbound SAs, the one to send with first: the oldest, but one that charon has forgotten
-    /// only if there is no other: its peer may have too.
+    /// A tunnel's outbound SAs, the one to send with first: the oldest. One that charon has forgotten, or whose peer
+    /// has shown to have a newer IKE_SA, only if there is no other: the peer may have lost it.
     fn outbound_in_order(&self, tunnel: &Tunnel) -> Vec<Serial> {
         let members = tunnel.members.iter();
-        let mut outbound: Vec<(bool, u32, Serial)> = members
+        let mut outbound: Vec<(bool, ChildId, Serial)> = members
             .filter_map(|serial| {
                 let sa = self.kernel.get(*serial)?;
                 let usable = sa.direction == Some(Direction::Outbound) && sa.problem.is_none();
-                let forgotten = sa
+                let last = sa
                     .child
-                    .is_some_and(|child| self.charon.has_forgotten(child));
-                usable.then_some((forgotten, sa.child.unwrap_or(u32::MAX), *serial))
+                    .is_some_and(|child| self.is_outlived(tunnel, child));
+                usable.then_some((last, sa.child.unwrap_or(ChildId::MAX), *serial))
             })
             .collect();
         outbound.sort_unstable();
         outbound.into_iter().map(|(_, _, serial)| serial).collect()
+    }
+
+    /// Whether the peer may have lost a child's SAs.
+    fn is_outlived(&self, tunnel: &Tunnel, child: ChildId) -> bool {
+        let ike = |id| self.charon.child(id).map(|child| child.ike);
+        let outlived = tunnel
+            .confirmed
+            .is_some_and(|newer| newer > child && ike(newer).is_some() && ike(newer) != ike(child));
+        outlived || self.charon.has_forgotten(child)
+    }
+
+    /// The peer sends with an SA, so it has both of the child. If it belongs to a newer IKE_SA than what we send with (the
+    /// peer has restarted, or reauthenticates), that is what to send with now: the older one may be lost there.
+    pub(super) fn peer_has_keys(&mut self, sa: SaId) {
+        let serial = self.serial_of(sa);
+        let child = serial.and_then(|serial| self.kernel.get(serial)?.child);
+        if let (Some(child), Some(tunnel)) = (child, self.tunnels.get_mut(&sa.tunnel)) {
+            tunnel.confirmed = tunnel.confirmed.max(Some(child));
+            self.dirty.insert(sa.tunnel);
+        }
     }
 
     /// Tells the operator what has become of tunnels.
@@ -683,28 +501,31 @@ impl Importer {
             .map(|(id, _)| *id)
             .collect();
         let mut again = BTreeSet::new();
+        let mut gone = BTreeSet::new();
         for (id, before) in std::mem::take(&mut self.undo).into_iter().rev().flatten() {
             if let Some(tunnel) = self.tunnels.get_mut(&id) {
                 tunnel.active_told = before.active;
                 tunnel.mirror = before;
                 again.insert(id);
+            } else if before.params.is_some() && !alone {
+                gone.insert(id);
             }
+        }
+        for id in gone {
+            self.commands(Vec::new(), vec![SaCommand::RemoveTunnel(id)]);
         }
         for id in &again {
             self.numbers_again(*id);
         }
         if alone {
             for id in refused {
-                if let Some(tunnel) = self.tunnels.get_mut(&id) {
-                    tunnel.refused = true;
-                }
                 again.remove(&id);
                 let reason = reason.to_string();
                 self.notice(self.label(None, Some(id)), ImportEvent::Refused { reason });
             }
         }
-        self.dirty.extend(&again);
-        self.one_by_one.extend(again);
+        self.one_by_one = true;
+        self.dirty.extend(again);
     }
 
     /// Outbound SAs that are not in the dataplane after all begin anew, behind the numbers they were given.
@@ -726,6 +547,10 @@ impl Importer {
             }
         }
     }
+}
+
+fn removes(command: &SaCommand) -> bool {
+    matches!(command, SaCommand::Remove(_) | SaCommand::RemoveTunnel(_))
 }
 
 fn without_repetition(selectors: Vec<SelectorPair>) -> Vec<SelectorPair> {

@@ -2,9 +2,10 @@
 
 use super::{
     charon::{Child, ChildId, Presence},
-    engine::{Importer, tunnel_key},
+    engine::Importer,
     kernel::OutboundStage,
     output::{ChildStatus, ImportedSa},
+    place::tunnel_key,
     tunnel::{Origin, Tunnel, TunnelKey},
 };
 use esplane_api::{Direction, TunnelId};

@@ -39,15 +39,13 @@ pub(super) struct Tunnel {
     pub members: BTreeSet<Serial>,
     /// charon's number of the newest CHILD_SA that had SAs here.
     pub newest_child: Option<ChildId>,
+    /// The newest of those with which the peer has sent.
+    pub confirmed: Option<ChildId>,
     pub selectors: Vec<SelectorPair>,
-    /// Inbound SAs that have just left the kernel while charon has their child: a MOBIKE brings them back at once.
-    pub lingering: Vec<Lingering>,
     /// Where the peer's packets have shown it to be, and where charon had it then.
     pub roamed: Option<Roamed>,
     /// What the dataplane has.
     pub mirror: Mirror,
-    /// Whether the dataplane has refused it, alone; it waits for other facts then.
-    pub refused: bool,
     /// Whether a change of the peer's address is followed.
     pub follows: bool,
     /// The outbound SA that the operator knows as the one that sends.
@@ -59,9 +57,10 @@ pub(super) struct Tunnel {
     pub last_carried: Option<Duration>,
 }
 
+/// An inbound SA that has just left the kernel while charon has its child: a MOBIKE brings it back at once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Lingering {
-    pub spi: Spi,
+    pub tunnel: TunnelId,
     pub name: KeyName,
     pub child: ChildId,
     pub until: Duration,
@@ -211,7 +210,25 @@ impl Mirror {
             }
             stays
         });
-        // As the dataplane does it: the oldest one standing by takes over.
+        self.promote();
+    }
+
+    /// As it is after these removals.
+    pub fn without(&mut self, removals: &[SaCommand]) {
+        for command in removals {
+            match command {
+                SaCommand::Remove(sa) if sa.direction == Direction::Inbound => {
+                    self.inbound.remove(&sa.spi);
+                }
+                SaCommand::Remove(sa) => self.outbound.retain(|has| has.spi != sa.spi),
+                _ => *self = Self::default(),
+            }
+        }
+        self.promote();
+    }
+
+    /// As the dataplane does it: if what sent is gone, the oldest one standing by takes over.
+    fn promote(&mut self) {
         let is_there = |spi: &Spi| self.outbound.iter().any(|sa| sa.spi == *spi);
         self.active = self.active.filter(is_there);
         self.active = self.active.or(self.outbound.first().map(|sa| sa.spi));
@@ -226,11 +243,10 @@ impl Tunnel {
             order,
             members: BTreeSet::new(),
             newest_child: None,
+            confirmed: None,
             selectors: Vec::new(),
-            lingering: Vec::new(),
             roamed: None,
             mirror: Mirror::default(),
-            refused: false,
             follows: false,
             active_told: None,
             carried_told: false,
