@@ -10,7 +10,7 @@ import signal
 from lab.esplane import Esplane
 from lab.runner import Scenario
 from lab.wire import Capture, esp_of
-from lab.world import check, eventually, eventually_same, same
+from lab.world import INNER, OUTER, check, eventually, same
 
 LIBRARY = "/opt/esplane/libesplane_preload.so"
 PLUGINS = "nonce openssl pem pkcs1 pubkey x509 kdf drbg kernel-netlink socket-default vici updown counters error-notify"
@@ -19,6 +19,7 @@ PLUGINS = "nonce openssl pem pkcs1 pubkey x509 kdf drbg kernel-netlink socket-de
 def scenarios():
     yield Scenario("mode-b", everyday, place="machine", quick=True)
     yield Scenario("mode-b-nat-t", lambda world: everyday(world, encap=True), place="machine")
+    yield Scenario("mode-b-v6-chacha", lambda world: everyday(world, family="v6", suite="chacha20poly1305"), place="machine")
     yield Scenario("mode-b-esplane-killed", esplane_killed, place="machine", about="Mode B: Esplane is killed while packets flow; the same SAs go on, no number is used twice")
     yield Scenario("mode-b-esplane-away", esplane_away, place="machine", about="Mode B: Esplane is away for long; charon neither spins nor hangs, and all is well when it is back")
     yield Scenario("mode-b-charon-killed", charon_killed, place="machine", about="Mode B: charon is killed and starts anew; its old SAs go, new ones come")
@@ -30,7 +31,7 @@ def scenarios():
 class Site:
     """A gateway: charon with the library, and Esplane."""
 
-    def __init__(self, host, own, peer, inside, beyond, ike="", child=""):
+    def __init__(self, host, own, peer, inside, beyond, ike="", child="", suite="aes256gcm16"):
         self.host, self.own, self.peer = host, own, peer
         self.vici = f"/work/{host.name}.vici"
         self.socket = f"/work/esplane-{host.name}/xfrm.sock"
@@ -64,7 +65,7 @@ connections {{ site {{
     children {{ net {{
         local_ts = {inside}
         remote_ts = {beyond}
-        esp_proposals = aes256gcm16-esn-x25519
+        esp_proposals = {suite}-esn-x25519
         {child}
     }} }}
 }} }}
@@ -103,11 +104,12 @@ secrets {{ ike-1 {{ secret = "a secret of both" }} }}
         return (int(fields[13]) + int(fields[14])) / 100
 
 
-def sites(world, ike="", child="", encap=False):
+def sites(world, ike="", child="", encap=False, family="v4", suite="aes256gcm16"):
     world.site_to_site()
     ike += "\n    encap = yes" if encap else ""
-    ga = Site(world.ga, "198.51.100.1", "203.0.113.1", "10.1.0.0/24", "10.2.0.0/24", ike, child)
-    gb = Site(world.gb, "203.0.113.1", "198.51.100.1", "10.2.0.0/24", "10.1.0.0/24", ike, child)
+    (a, b), (inside_a, inside_b, *_) = OUTER[family], INNER[family]
+    ga = Site(world.ga, a, b, inside_a, inside_b, ike, child, suite)
+    gb = Site(world.gb, b, a, inside_b, inside_a, ike, child, suite)
     return ga.start(), gb.start()
 
 
@@ -115,25 +117,21 @@ def up(site):
     site.swanctl("--initiate", "--child", "net")
 
 
-def ping(world, sizes=(28, 100, 1000, 1300), count=1):
-    result = world.a.call("ping", to="10.2.0.2", sizes=list(sizes), count=count)
-    return result
-
-
-def flow(world, port, seconds=None, stop_file=None, rate=200):
-    """Numbered packets from b to a; the receiver and the sender."""
-    receiver = world.a.background("flow_receive", address="10.1.0.2", port=port)
-    sender = world.b.background("flow_send", to="10.1.0.2", port=port, packets_per_second=rate, seconds=seconds, stop_file=stop_file)
+def flow(world, port, family="v4", rate=200):
+    """Numbered packets from b to a, until `finish`."""
+    to = INNER[family][2]
+    receiver = world.a.background("flow_receive", address=to, port=port)
+    sender = world.b.background("flow_send", to=to, port=port, packets_per_second=rate, stop_file="/work/flow.stop")
     return receiver, sender
 
 
-def everyday(world, encap=False):
+def everyday(world, encap=False, family="v4", suite="aes256gcm16"):
     """A tunnel comes up, carries, is rekeyed from both ends while packets flow, and goes."""
-    ga, gb = sites(world, encap=encap)
+    ga, gb = sites(world, encap=encap, family=family, suite=suite)
     up(ga)
-    carries(world)
+    carries(world, family)
     check(all(count > 0 for site in (ga, gb) for count in carried_soon(site)), "swanctl --list-sas shows what was carried")
-    receiver, sender = flow(world, 7001, stop_file="/work/flow.stop")
+    receiver, sender = flow(world, 7001, family)
     for site in (ga, gb, ga, gb):
         before = ga.spis()
         site.swanctl("--rekey", "--child", "net")
@@ -155,7 +153,7 @@ def esplane_killed(world):
     carries(world)
     before = gb.spis()
     capture = Capture(world.net, "ga", "to-a")
-    receiver, sender = flow(world, 7002, stop_file="/work/flow.stop")
+    receiver, sender = flow(world, 7002)
     for _ in range(3):
         sends_more(gb, 200)
         gb.esplane.stop(signal.SIGKILL)
@@ -242,7 +240,7 @@ def inactivity(world):
     ga, gb = sites(world, child="inactivity = 4")
     up(ga)
     first = ga.spis()
-    receiver, sender = flow(world, 7003, stop_file="/work/flow.stop", rate=5)
+    receiver, sender = flow(world, 7003, rate=5)
     world.sh("sleep 8")
     result = finish(world, receiver, sender)
     same((result["lost"], ga.spis()), (0, first), "it stays while packets flow", result)
@@ -284,17 +282,19 @@ def masquerade(world, port):
     """)  # fmt: skip
 
 
-def carries(world):
-    sizes = [28, 100, 1000, 1300]
-    for source, target in ((world.a, "10.2.0.2"), (world.b, "10.1.0.2")):
+def carries(world, family="v4"):
+    sizes = [48, 100, 1000, 1300]
+    a, b = INNER[family][2:]
+    for source, target in ((world.a, b), (world.b, a)):
         result = source.call("ping", to=target, sizes=sizes, count=3)
         same(result["answered"], len(sizes) * 3, f"pings from {source.name} are answered", result)
-    bulk(world, 100_000)
+    bulk(world, 100_000, family)
 
 
-def bulk(world, size):
-    listener = world.b.background("tcp_sink", address="10.2.0.2", port=5001)
-    sent = world.a.call("tcp_send", to="10.2.0.2", port=5001, size=size, source="10.1.0.2")
+def bulk(world, size, family="v4"):
+    a, b = INNER[family][2:]
+    listener = world.b.background("tcp_sink", address=b, port=5001)
+    sent = world.a.call("tcp_send", to=b, port=5001, size=size, source=a)
     same(listener.join()["sha256"], sent["sha256"], "TCP arrives whole", sent)
 
 
