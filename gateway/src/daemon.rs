@@ -66,7 +66,8 @@ async fn start(
 ) -> Started<(Control, ControlHandle, Server)> {
     let clock = Clock::start();
     let netlink = Netlink::open()?;
-    let mtu = inner_mtu(&netlink, &config, &[]).await;
+    let mut ways = BTreeMap::new();
+    let mtu = inner_mtu(&netlink, &config, &[], &mut ways).await;
     // Of imported tunnels the way is known later, and may be wider.
     let mtu_max = mtu.max(1500);
 
@@ -130,6 +131,7 @@ async fn start(
         _nics: nics,
         mtu,
         mtu_max,
+        ways,
         statics,
         takeover,
         unrouted: BTreeMap::new(),

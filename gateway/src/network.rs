@@ -8,7 +8,7 @@ use crate::{
 use esplane_api::{AeadSuite, IpPrefix, OuterPath, TrafficSelector, UdpEncap};
 use esplane_dataplane::max_inner_bytes;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
@@ -196,22 +196,33 @@ fn exempt_from_kernel_policies(interface: &str) {
 }
 
 /// The interface's MTU: as configured, or the largest that leaves ESP unfragmented on the way to every peer
-/// whose address is known. `imported` are the paths of the tunnels that strongSwan has negotiated so far.
-pub async fn inner_mtu(netlink: &Netlink, config: &Config, imported: &[OuterPath]) -> u32 {
+/// whose address is known. `imported` are the paths of the tunnels that strongSwan has negotiated so far; what
+/// the way to a peer bears is asked once while the peer stays, and kept in `ways`.
+pub async fn inner_mtu(
+    netlink: &Netlink,
+    config: &Config,
+    imported: &[OuterPath],
+    ways: &mut BTreeMap<IpAddr, u32>,
+) -> u32 {
     if let Mtu::Bytes(bytes) = config.interface.mtu {
         return bytes.into();
     }
     let mut mtu = u32::MAX;
-    for path in paths(config, imported) {
-        let outer = match netlink.route_mtu_to(path.remote()).await {
-            _ if path.remote().is_loopback() => USUAL_MTU, // stands for an unknown address
-            Ok(outer) => outer,
-            Err(error) => {
-                info!(
-                    "the MTU towards {} is taken to be {USUAL_MTU}: {error}",
-                    path.remote()
-                );
-                USUAL_MTU
+    let paths = paths(config, imported);
+    let remotes: BTreeSet<IpAddr> = paths.iter().map(OuterPath::remote).collect();
+    ways.retain(|remote, _| remotes.contains(remote));
+    for path in paths {
+        let remote = path.remote();
+        let outer = match ways.get(&remote) {
+            _ if remote.is_loopback() => USUAL_MTU, // stands for an unknown address
+            Some(known) => *known,
+            None => {
+                let outer = netlink.route_mtu_to(remote).await.unwrap_or_else(|error| {
+                    info!("the MTU towards {remote} is taken to be {USUAL_MTU}: {error}");
+                    USUAL_MTU
+                });
+                ways.insert(remote, outer);
+                outer
             }
         };
         // All suites need the same room.

@@ -163,7 +163,8 @@ impl Control {
         if self.config.interface.mtu != Mtu::Auto {
             return;
         }
-        let mtu = inner_mtu(self.network.netlink(), &self.config, &takeover.paths()).await;
+        let (netlink, paths) = (self.network.netlink(), takeover.paths());
+        let mtu = inner_mtu(netlink, &self.config, &paths, &mut self.ways).await;
         let mtu = mtu.min(self.mtu_max);
         if mtu == self.mtu {
             return;

@@ -48,7 +48,12 @@ use arc_swap::ArcSwap;
 use esplane_api::{IpPrefix, TunnelId};
 use esplane_control_noise::{Notice, PeerState, Severity};
 use esplane_dataplane::{Batch, Outbound, Report, Tables};
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
@@ -74,6 +79,8 @@ pub(crate) struct Control {
     pub mtu: u32,
     /// What the frames have room for.
     pub mtu_max: u32,
+    /// What the way to each peer bears.
+    pub ways: BTreeMap<IpAddr, u32>,
     pub statics: Statics,
     pub takeover: Option<Takeover>,
     /// Networks of a strongSwan's children that are no routes, and why.

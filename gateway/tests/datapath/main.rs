@@ -15,19 +15,24 @@ mod traffic;
 
 use esplane_api::{DropReason, SaEvent};
 use esplane_gateway::{
-    io::{TunError, TunOptions, TunQueue},
+    io::{RawEsp, RawReceive, TunError, TunOptions, TunQueue},
     netlink::Netlink,
     worker::ToControl,
 };
 use site::{Encapsulation, Family, Sites, namespace, within};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
+    io,
+    net::SocketAddr,
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
+    thread,
+    time::{Duration, Instant},
 };
 
 type Story = fn();
 
-const STORIES: [(&str, Story); 20] = [
+const STORIES: [(&str, Story); 21] = [
     ("esp_in_udp_over_ipv4_carries_everything", || {
         carries_everything(Encapsulation::Udp, Family::V4)
     }),
@@ -80,6 +85,10 @@ const STORIES: [(&str, Story); 20] = [
     (
         "packets_longer_than_the_way_out_leave_singly_in_fragments",
         || fragments_arrive(Encapsulation::Udp),
+    ),
+    (
+        "a_full_buffer_of_plain_esp_tells_no_peer_that_nobody_is_here",
+        a_full_buffer_is_silent,
     ),
     (
         "the_first_packets_wait_for_the_first_sa",
@@ -238,6 +247,45 @@ fn ike_stays_with_its_owner() {
         for counters in [a.stop(), b.stop()] {
             assert_eq!(counters.outer_received.packets, echoed, "{counters:?}");
             assert_eq!(counters.drops.unexpected(), 0, "{counters:?}");
+        }
+    }
+}
+
+/// More plain ESP than the receiving socket takes: the kernel, which has no ESP of its own here, must not answer
+/// with ICMP "protocol unreachable". Without any socket it does, so the sender would notice.
+fn a_full_buffer_is_silent() {
+    let namespaces = [namespace(), namespace()];
+    site::connect(&namespaces).expect("a cable between the namespaces");
+    let [here, there] = &namespaces;
+    for (family, domain) in [(Family::V4, Domain::IPV4), (Family::V6, Domain::IPV6)] {
+        let to = SockAddr::from(SocketAddr::new(site::outer_address(1, family), 0));
+        let sender = within(here, || {
+            let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(50)))?;
+            socket.connect(&to)?;
+            socket.set_write_timeout(Some(Duration::from_secs(10)))?;
+            Ok::<_, io::Error>(socket)
+        });
+        let sender = sender.expect("a raw socket");
+        let send = |count: usize| {
+            for _ in 0..count {
+                // A queue that is full for a moment is no matter here.
+                let _ = sender.send(&[0xc0; 1200]);
+            }
+            sender.take_error().expect("the socket's error")
+        };
+        within(there, || {
+            let deaf = RawEsp::open(RawReceive::Everything).expect("raw sockets");
+            assert!(send(8000).is_none());
+            drop(deaf);
+        });
+        let start = Instant::now();
+        while send(1).is_none() {
+            let patience = Duration::from_secs(10);
+            assert!(
+                start.elapsed() < patience,
+                "nobody is there, and nobody says so"
+            );
+            thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -436,7 +436,7 @@ pub fn next_ike(charon: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     }
 }
 
-fn outer_address(which: usize, family: Family) -> IpAddr {
+pub fn outer_address(which: usize, family: Family) -> IpAddr {
     let addresses = match family {
         Family::V4 => ["192.0.2.1", "192.0.2.2"],
         Family::V6 => ["2001:db8::1", "2001:db8::2"],
@@ -445,7 +445,7 @@ fn outer_address(which: usize, family: Family) -> IpAddr {
 }
 
 /// The cable between both.
-fn connect(namespaces: &[OwnedFd; 2]) -> Result<(), NetlinkError> {
+pub fn connect(namespaces: &[OwnedFd; 2]) -> Result<(), NetlinkError> {
     within(&namespaces[0], || {
         block_on(async {
             let netlink = Netlink::open()?;
