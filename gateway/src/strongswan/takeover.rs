@@ -176,3 +176,30 @@ pub(crate) fn routes(
     }
     (good, bad)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn a_network_that_holds_the_peer_itself_is_no_route_and_says_so() {
+        let config = |more: &str| {
+            let text = format!("name: n\ninterface: {{ name: esp0 }}\nstrongswan: {more}\n");
+            Config::from_text(Path::new("esplane.yaml"), &text).unwrap()
+        };
+        let prefix = |text: &str| -> IpPrefix { text.parse().unwrap() };
+        let wanted = vec![IpPrefix::ALL_V4, prefix("10.2.0.0/16"), IpPrefix::ALL_V6];
+        let (here, peer) = ("192.0.2.1".parse().unwrap(), "203.0.113.1".parse().unwrap());
+        let paths = [OuterPath::new(here, peer, None).unwrap()];
+        let (good, bad) = routes(&config("{}"), wanted.clone(), &paths);
+        let good: Vec<IpPrefix> = good.into_keys().collect();
+        assert_eq!(good, [prefix("10.2.0.0/16"), IpPrefix::ALL_V6]);
+        assert!(
+            bad[&IpPrefix::ALL_V4].contains("203.0.113.1 lies inside"),
+            "{bad:?}"
+        );
+        let (good, bad) = routes(&config("{ routes: false }"), wanted, &paths);
+        assert!(good.is_empty() && bad.len() == 3, "{good:?} {bad:?}");
+    }
+}

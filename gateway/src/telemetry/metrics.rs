@@ -311,7 +311,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{HandshakeTotals, RouteRow, SaRow, WorkerRow};
+    use crate::status::{HandshakeTotals, RouteRow, SaRow, StrongswanRow, WorkerRow};
     use std::collections::{BTreeMap, BTreeSet};
 
     fn busy() -> Status {
@@ -412,6 +412,45 @@ mod tests {
             }
         }
         samples
+    }
+
+    #[test]
+    fn names_of_swanctl_are_joined_by_the_tunnels_name() {
+        let child = ChildRow {
+            name: "gw/net".to_owned(),
+            connection: "gw".to_owned(),
+            child: "net".to_owned(),
+            problems: vec!["it is in transport mode".to_owned()],
+            ..ChildRow::default()
+        };
+        let peer = |name: &str, keyed_by: &str| PeerRow {
+            name: name.to_owned(),
+            keyed_by: keyed_by.to_owned(),
+            ..PeerRow::default()
+        };
+        let status = Status {
+            peers: vec![peer("gw/net", "strongswan"), peer("paris", "noise")],
+            strongswan: Some(StrongswanRow {
+                charon_answers: true,
+                children: vec![child],
+                ..StrongswanRow::default()
+            }),
+            ..Status::default()
+        };
+        let text = render(&status).unwrap();
+        for line in [
+            r#"esplane_tunnel_info{child="net",connection="gw",keyed_by="strongswan",peer="gw/net"} 1"#,
+            r#"esplane_tunnel_info{child="",connection="",keyed_by="noise",peer="paris"} 1"#,
+            r#"esplane_strongswan_problems{peer="gw/net"} 1"#,
+            "esplane_strongswan_up 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        assert!(
+            !render(&Status::default())
+                .unwrap()
+                .contains("esplane_strongswan")
+        );
     }
 
     #[test]
