@@ -171,6 +171,31 @@ fn every_length_alone_and_in_runs_of_its_kind() {
 }
 
 #[test]
+fn every_alignment_within_a_cache_line() {
+    for aead in Aead::all() {
+        let mut random = Random(6);
+        let keys = keys(aead, 1, |_| AeadSuite::Aes128Gcm16, &mut random);
+        for alignment in 0..64 {
+            for size in [1, 16, 31, 64, 100, 256, 511, 1400] {
+                for aad_bytes in [8, 12] {
+                    let mut packets = packets(&[size; 5], 1, &mut random);
+                    let stride = (size + ICV_BYTES).next_multiple_of(64) + 64;
+                    packets.arena = vec![0xa7; 5 * stride + 128];
+                    let to_line = packets.arena.as_ptr().align_offset(64);
+                    for (index, job) in packets.jobs.iter_mut().enumerate() {
+                        let start = to_line + index * stride + alignment;
+                        job.payload = start..start + size;
+                        job.aad[usize::from(job.aad_bytes.min(aad_bytes))..].fill(0);
+                        job.aad_bytes = aad_bytes;
+                    }
+                    check(aead, &keys, &packets, &mut random);
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn four_packets_of_one_key_and_of_four() {
     for aead in Aead::all() {
         let mut random = Random(2);

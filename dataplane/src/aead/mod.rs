@@ -242,5 +242,9 @@ pub struct KeyLengthError {
 
 #[cfg(test)]
 mod differential;
+#[cfg(all(test, unix))]
+mod guard;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod vectors;

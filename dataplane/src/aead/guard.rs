@@ -1,0 +1,94 @@
+//! Not a byte outside the packet is touched: packets that end where the next page cannot be read, or that begin where
+//! the page before cannot.
+#![allow(unsafe_code)]
+
+use super::*;
+use std::{ptr, slice};
+
+const PAGE_BYTES: usize = 4096;
+/// Readable pages between the two that are not.
+const PAGES: usize = 3;
+
+/// Memory between two pages that nobody may touch.
+struct Guarded(*mut u8);
+
+impl Guarded {
+    fn new() -> Self {
+        let bytes = (PAGES + 2) * PAGE_BYTES;
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                bytes,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        let start = start.cast::<u8>();
+        // SAFETY: pages of the new mapping.
+        let result = unsafe {
+            let inner = start.add(PAGE_BYTES).cast();
+            libc::mprotect(
+                inner,
+                PAGES * PAGE_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+            )
+        };
+        assert_eq!(result, 0);
+        Self(start)
+    }
+
+    fn readable(&mut self) -> &mut [u8] {
+        // SAFETY: mapped, readable and writable, and zeros at first.
+        unsafe { slice::from_raw_parts_mut(self.0.add(PAGE_BYTES), PAGES * PAGE_BYTES) }
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // SAFETY: the whole mapping, and nobody borrows it.
+        unsafe { libc::munmap(self.0.cast(), (PAGES + 2) * PAGE_BYTES) };
+    }
+}
+
+#[test]
+fn packets_at_the_end_of_a_page_and_at_its_beginning() {
+    let mut guarded = Guarded::new();
+    let arena_bytes = PAGES * PAGE_BYTES;
+    for aead in Aead::all() {
+        for suite in AeadSuite::ALL {
+            let key = AeadKey::new(aead, suite, &vec![5; suite.key_bytes()]).unwrap();
+            for bytes in (0..=700).chain([1400, 1401, 4096, 8960]) {
+                let job = |start: usize| Job {
+                    key: &key,
+                    nonce: [9; NONCE_BYTES],
+                    aad: [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0],
+                    aad_bytes: 8,
+                    ok: false,
+                    payload: start..start + bytes,
+                };
+                let (first, last) = (0, arena_bytes - bytes - ICV_BYTES);
+                let between = (bytes + ICV_BYTES).max(20);
+                let mut alone = vec![vec![job(first)], vec![job(last)]];
+                if 4 * between + bytes + ICV_BYTES <= arena_bytes {
+                    // Four that are alike, with one of them at either end.
+                    alone.push(vec![job(first), job(between), job(2 * between), job(last)]);
+                    alone.push(vec![job(last), job(between), job(first), job(2 * between)]);
+                }
+                for mut jobs in alone {
+                    let arena = guarded.readable();
+                    arena.fill(0x3c);
+                    aead.seal(arena, &mut jobs);
+                    aead.open(arena, &mut jobs);
+                    assert!(jobs.iter().all(|job| job.ok), "{} {bytes}", aead.name());
+                    for job in &jobs {
+                        assert!(arena[job.payload.clone()].iter().all(|byte| *byte == 0x3c));
+                    }
+                }
+            }
+        }
+    }
+}
