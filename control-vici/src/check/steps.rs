@@ -133,7 +133,7 @@ fn hand_over(children: &[Examined<'_>]) -> Vec<Step> {
         .partition(|it| it.can_initiate);
     let mut steps = Vec::new();
     if !ours.is_empty() {
-        let text = "Let fresh SAs come up beside the old ones, then end those. (A rekey would keep the old settings.)";
+        let text = "Let fresh SAs come up beside the old ones, then end those. (A rekey would keep the old settings. Packets under way in that moment may be lost, as whenever a tunnel comes up.)";
         let commands = ours.iter().flat_map(|child| {
             let (ike, name) = (&child.report.connection, &child.report.child);
             let initiate = format!("swanctl --initiate --ike {ike} --child {name}");
