@@ -10,6 +10,8 @@ use std::{fmt, sync::Arc};
 const DEPTH_MAX: usize = 32;
 /// Files in files.
 const INCLUDE_DEPTH_MAX: usize = 10;
+/// All files together; a file that includes itself twice would be read a thousand times.
+const FILES_MAX: usize = 4096;
 /// Sections that inherit from sections.
 const REFERENCE_DEPTH_MAX: usize = 10;
 /// All sections that one inherits from.
@@ -73,6 +75,9 @@ pub enum SettingsProblem {
     /// Nested too deep.
     #[error("sections or includes nested too deep")]
     Depth,
+    /// More files than anybody has.
+    #[error("more than {FILES_MAX} files are included in all")]
+    Files,
 }
 
 /// One value and where it is written.
@@ -110,6 +115,10 @@ impl Settings {
         include: &mut dyn FnMut(&str, &str) -> Vec<Included>,
     ) -> Result<Self, SettingsError> {
         let mut settings = Self::default();
+        let include = &mut Includes {
+            load: include,
+            left: FILES_MAX,
+        };
         Parser::new(file, text).file(&mut settings.root, 0, include)?;
         Ok(settings)
     }
@@ -202,6 +211,12 @@ impl Section {
     }
 }
 
+/// Where the text of other files comes from.
+struct Includes<'a> {
+    load: &'a mut dyn FnMut(&str, &str) -> Vec<Included>,
+    left: usize,
+}
+
 struct Parser<'a> {
     file: Arc<str>,
     rest: &'a str,
@@ -221,7 +236,7 @@ impl<'a> Parser<'a> {
         &mut self,
         root: &mut Section,
         depth: usize,
-        include: &mut dyn FnMut(&str, &str) -> Vec<Included>,
+        include: &mut Includes<'_>,
     ) -> Result<(), SettingsError> {
         self.statements(root, depth, 0, include)?;
         match self.rest.is_empty() {
@@ -236,7 +251,7 @@ impl<'a> Parser<'a> {
         section: &mut Section,
         files: usize,
         depth: usize,
-        include: &mut dyn FnMut(&str, &str) -> Vec<Included>,
+        include: &mut Includes<'_>,
     ) -> Result<(), SettingsError> {
         loop {
             self.skip_space(true);
@@ -298,7 +313,7 @@ impl<'a> Parser<'a> {
         section: &mut Section,
         files: usize,
         depth: usize,
-        include: &mut dyn FnMut(&str, &str) -> Vec<Included>,
+        include: &mut Includes<'_>,
     ) -> Result<(), SettingsError> {
         self.skip_space(false);
         let place = self.place();
@@ -320,7 +335,11 @@ impl<'a> Parser<'a> {
         if files == INCLUDE_DEPTH_MAX {
             return wrong(SettingsProblem::Depth);
         }
-        for (file, text) in include(&pattern, &self.file) {
+        for (file, text) in (include.load)(&pattern, &self.file) {
+            if include.left == 0 {
+                return wrong(SettingsProblem::Files);
+            }
+            include.left -= 1;
             let mut parser = Parser::new(&file, &text);
             parser.statements(section, files + 1, depth, include)?;
             if !parser.rest.is_empty() {

@@ -14,7 +14,7 @@ mod xfrm;
 
 pub use handshake::{handshake_answer, handshake_first};
 pub use packets::{decrypted_payload, esp_datagram, inner_packet, outer_packet};
-pub use texts::{config_file, values};
+pub use texts::{config_file, strongswan_settings, values};
 pub use vici::vici_stream;
 pub use xfrm::{xfrm_client, xfrm_datagram};
 
@@ -84,5 +84,10 @@ pub const TARGETS: &[Target] = &[
         name: "xfrm_client",
         run: xfrm_client,
         seeds: xfrm::client_seeds,
+    },
+    Target {
+        name: "strongswan_settings",
+        run: strongswan_settings,
+        seeds: texts::settings_seeds,
     },
 ];

@@ -14,8 +14,6 @@ use std::{
 
 /// Larger ones are no configuration.
 const FILE_BYTES_MAX: u64 = 4 << 20;
-/// More are not read.
-const INCLUDED_FILES_MAX: usize = 4096;
 
 /// Why a file that was named cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +42,7 @@ pub fn settings(named: Option<&Path>, usual: &str) -> Result<Looked<Settings>, F
             return Err(FileError::Read { path, error });
         }
     };
-    let mut left = INCLUDED_FILES_MAX;
-    let mut include = |pattern: &str, from: &str| included(pattern, from, &mut left);
-    let settings = Settings::parse(&path.to_string_lossy(), &text, &mut include);
+    let settings = Settings::parse(&path.to_string_lossy(), &text, &mut included);
     Ok(Looked::Found(settings?))
 }
 
@@ -98,7 +94,7 @@ fn read(path: &Path) -> io::Result<String> {
 }
 
 /// The files of a pattern, in order; one that cannot be read is passed over, as charon does.
-fn included(pattern: &str, from: &str, left: &mut usize) -> Vec<Included> {
+fn included(pattern: &str, from: &str) -> Vec<Included> {
     let directory = Path::new(from).parent().unwrap_or(Path::new("/"));
     let mut paths = vec![PathBuf::new()];
     for part in directory.join(pattern).components() {
@@ -111,17 +107,11 @@ fn included(pattern: &str, from: &str, left: &mut usize) -> Vec<Included> {
                 .collect(),
         };
     }
-    let mut files = Vec::new();
-    for path in paths {
-        if *left == 0 {
-            break;
-        }
-        if let Ok(text) = read(&path) {
-            *left -= 1;
-            files.push((path.to_string_lossy().into_owned(), text));
-        }
-    }
-    files
+    let read = |path: PathBuf| {
+        let text = read(&path).ok()?;
+        Some((path.to_string_lossy().into_owned(), text))
+    };
+    paths.into_iter().filter_map(read).collect()
 }
 
 fn matching(directory: &Path, pattern: &str) -> Vec<PathBuf> {
