@@ -75,23 +75,35 @@ pub struct PacketBuf {
 
 impl PacketBuf {
     /// Where its data lies in the arena.
+    #[inline]
     pub fn data_range(&self) -> Range<usize> {
         self.start as usize..self.end as usize
     }
 
     /// Length of its data in bytes.
+    #[inline]
     pub fn data_bytes(&self) -> usize {
         (self.end - self.start) as usize
     }
 
     /// Free bytes before its data.
+    #[inline]
     pub fn headroom(&self) -> usize {
         (self.start - self.frame_start) as usize
     }
 
     /// Free bytes behind its data.
+    #[inline]
     pub fn tailroom(&self) -> usize {
         (self.frame_end - self.end) as usize
+    }
+
+    /// Moves the edges of the data to places that are known to lie within the frame: a check of the room comes first, for
+    /// headers and trailer together.
+    #[inline]
+    pub(crate) fn set_edges(&mut self, start: u32, end: u32) {
+        debug_assert!(self.frame_start <= start && start <= end && end <= self.frame_end);
+        (self.start, self.end) = (start, end);
     }
 
     /// Moves the edges of the data within the frame: `front` and `back` bytes more (or, negative,

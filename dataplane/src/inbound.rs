@@ -6,18 +6,23 @@ use crate::{
     batch::Outer,
     esp::{
         Jobs,
-        decap::{Accepted, Sealed},
+        decap::{Accepted, Authentic, Sealed},
     },
     outbound::CHUNK_PACKETS,
-    sad::InboundEntry,
+    sad::{InboundEntry, InboundSa},
     spd::AnyEnds,
     tables::{Tables, Tunnel},
     tunnel::carry_ecn,
-    wire::{Esp, Flow, Ipv4, Ipv6, Udp, esp, protocol},
+    wire::{Esp, Flow, FlowKey, Head, Ipv4, Ipv6, Udp, esp, ipv4, protocol, u16_at, u32_at, udp},
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, Spi};
-use std::{net::SocketAddr, ops::Range, ptr, sync::atomic::Ordering::Relaxed};
+use std::{
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    ops::Range,
+    ptr,
+    sync::atomic::Ordering::Relaxed,
+};
 
 /// Bytes of the non-ESP marker: four zeros where ESP has its SPI (RFC 3948 §2.2).
 const NON_ESP_MARKER_BYTES: i32 = 4;
@@ -35,16 +40,30 @@ pub struct Inbound {
 }
 
 /// A packet that waits for the AEAD, beside its job.
-struct Waiting<'t> {
+#[derive(Clone, Copy)]
+struct Waiting {
     /// Its place in the chunk.
-    at: usize,
-    sealed: Sealed<'t>,
+    at: u8,
+    sealed: Sealed,
+}
+
+/// Packets in a row of one SA.
+struct Run<'t> {
+    entry: &'t InboundEntry,
+    packets: usize,
+}
+
+/// Everything of a chunk that is worth authenticating: runs one after the other, their packets, their jobs.
+#[derive(Default)]
+struct Arrival<'t> {
+    runs: Chunk<Run<'t>>,
+    packets: Chunk<Waiting>,
+    jobs: Jobs<'t>,
 }
 
 /// What a run of packets of one SA has carried; counted when the run ends.
 #[derive(Default)]
-struct Carried<'t> {
-    entry: Option<&'t InboundEntry>,
+struct Carried {
     packets: u64,
     data_packets: u64,
     bytes: u64,
@@ -68,21 +87,21 @@ impl Inbound {
         let (arena, packets) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
             // 3, 4, 5: classify, look up, check
-            let (mut waiting, mut jobs) = (Chunk::new(), Jobs::new());
-            check(tables, arena, chunk, &mut waiting, &mut jobs, report);
+            let mut arrival = Arrival::default();
+            check(tables, arena, chunk, &mut arrival, report);
             // 6: authenticate and decrypt, the whole chunk in one call
-            let suspect = self.keep_suspect(arena, &waiting, &jobs);
-            tables.aead.open(arena, &mut jobs);
-            if let Some(index) = suspect
-                && let (Some(waiting), Some(job)) = (waiting.get_mut(index), jobs.get_mut(index))
+            let suspect = self.keep_suspect(arena, &arrival);
+            tables.aead.open(arena, &mut arrival.jobs);
+            if let Some((sa, index)) = suspect
+                && let Some(waiting) = arrival.packets.get_mut(index)
+                && let Some(job) = arrival.jobs.get_mut(index)
                 && !job.ok
             {
-                waiting
-                    .sealed
-                    .resynchronise(tables.aead, arena, job, &self.kept);
+                let (sealed, kept) = (&mut waiting.sealed, &self.kept);
+                sealed.resynchronise(sa, tables.aead, arena, job, kept);
             }
             // 6, 7: commit, finish
-            finish(tables, arena, chunk, &mut waiting, &jobs, report);
+            finish(tables, arena, chunk, &arrival, report);
         }
     }
 
@@ -92,23 +111,26 @@ impl Inbound {
     ///
     /// One packet a chunk: a flood of forgeries fills chunks, and so buys four more decryptions per
     /// 64.
-    fn keep_suspect(
+    fn keep_suspect<'t>(
         &mut self,
         arena: &[u8],
-        waiting: &[Waiting<'_>],
-        jobs: &[Job<'_>],
-    ) -> Option<usize> {
-        let suspect = waiting
-            .iter()
-            .position(|waiting| waiting.sealed.entry.sa.may_be_out_of_step())?;
-        let place = &jobs.get(suspect)?.payload;
+        arrival: &Arrival<'t>,
+    ) -> Option<(&'t InboundSa, usize)> {
+        let mut first = 0;
+        let out_of_step = |run: &&Run<'t>| {
+            let suspect = run.entry.sa.may_be_out_of_step();
+            first += if suspect { 0 } else { run.packets };
+            suspect
+        };
+        let run = arrival.runs.iter().find(out_of_step)?;
+        let place = &arrival.jobs.get(first)?.payload;
         let ciphertext = arena.get(place.start..place.end + ICV_BYTES)?;
         if ciphertext.len() > ESP_BYTES_MAX {
             return None;
         }
         self.kept.clear();
         self.kept.extend_from_slice(ciphertext); // within the capacity it was made with
-        Some(suspect)
+        Some((&run.entry.sa, first))
     }
 }
 
@@ -117,20 +139,31 @@ fn check<'t>(
     tables: &'t Tables,
     arena: &[u8],
     chunk: &mut [PacketBuf],
-    waiting: &mut Chunk<Waiting<'t>>,
-    jobs: &mut Jobs<'t>,
+    arrival: &mut Arrival<'t>,
     report: &mut Report,
 ) {
     let mut last: Option<&'t InboundEntry> = None;
     for (at, packet) in chunk.iter_mut().enumerate() {
-        if packet.verdict != Verdict::Pending {
+        if !matches!(packet.verdict, Verdict::Pending) {
             continue;
         }
         let checked = classify(tables.settings.outer_headers, arena, packet)
-            .and_then(|spi| check_one(tables, arena, packet, spi, &mut last, jobs));
+            .and_then(|spi| check_one(tables, arena, packet, spi, &mut last));
         match checked {
-            Ok(sealed) => waiting.push(Waiting { at, sealed }),
+            Ok((entry, sealed, job)) => arrival.push(entry, at as u8, sealed, job),
             Err(verdict) => decide(packet, verdict, report),
+        }
+    }
+}
+
+impl<'t> Arrival<'t> {
+    #[inline]
+    fn push(&mut self, entry: &'t InboundEntry, at: u8, sealed: Sealed, job: Job<'t>) {
+        self.packets.push(Waiting { at, sealed });
+        self.jobs.push(job);
+        match self.runs.last_mut() {
+            Some(run) if ptr::eq(run.entry, entry) => run.packets += 1,
+            _ => self.runs.push(Run { entry, packets: 1 }),
         }
     }
 }
@@ -139,10 +172,12 @@ fn check<'t>(
 /// or what follows the non-ESP marker.
 fn classify(mode: OuterHeaders, arena: &[u8], packet: &mut PacketBuf) -> Result<u32, Verdict> {
     if mode == OuterHeaders::Written {
-        take_off_outer(arena, packet).ok_or(Verdict::Drop(DropReason::OuterMalformed))?;
+        take_off_plain_ipv4(arena, packet)
+            .or_else(|| take_off_outer(arena, packet))
+            .ok_or(Verdict::Drop(DropReason::OuterMalformed))?;
     }
     let data = arena.get(packet.data_range()).unwrap_or_default();
-    if packet.outer.udp && data == KEEPALIVE {
+    if data == KEEPALIVE && packet.outer.udp {
         return Err(Verdict::Drop(DropReason::Keepalive));
     }
     match esp::spi(data) {
@@ -154,6 +189,40 @@ fn classify(mode: OuterHeaders, arena: &[u8], packet: &mut PacketBuf) -> Result<
         Some(spi) if spi < Spi::MIN => Err(Verdict::Drop(DropReason::ReservedSpi)),
         Some(spi) => Ok(spi),
     }
+}
+
+/// [`take_off_outer`] for what nearly all packets have before ESP: IPv4 without options, and UDP. `None`, and nothing
+/// changed, for all others.
+#[inline]
+fn take_off_plain_ipv4(arena: &[u8], packet: &mut PacketBuf) -> Option<()> {
+    const HEADERS_BYTES: usize = ipv4::HEADER_BYTES + udp::HEADER_BYTES;
+    let whole = arena.get(packet.data_range())?;
+    let fixed = whole.first_chunk::<HEADERS_BYTES>()?;
+    let total_bytes = usize::from(u16_at(fixed, 2));
+    let udp_bytes = usize::from(u16_at(fixed, ipv4::HEADER_BYTES + 4));
+    let is_plain = fixed[0] == 0x45
+        && fixed[9] == protocol::UDP
+        && u16_at(fixed, 6) & 0x3fff == 0
+        && total_bytes <= whole.len()
+        && udp_bytes >= udp::HEADER_BYTES
+        && ipv4::HEADER_BYTES + udp_bytes <= total_bytes;
+    if !is_plain {
+        return None;
+    }
+    let (source, destination) = (u32_at(fixed, 12), u32_at(fixed, 16));
+    let remote = SocketAddrV4::new(Ipv4Addr::from_bits(source), u16_at(fixed, 20));
+    packet.outer = Outer {
+        local: Ipv4Addr::from_bits(destination).into(),
+        remote: remote.into(),
+        local_port: u16_at(fixed, 22),
+        udp: true,
+        tos: fixed[1],
+        df: false,
+    };
+    let start = packet.data_range().start;
+    let end = start + ipv4::HEADER_BYTES + udp_bytes; // within the packet, as checked
+    packet.set_edges((start + HEADERS_BYTES) as u32, end as u32);
+    Some(())
 }
 
 /// Takes off outer IP and UDP header and notes what they say. `None` where they are malformed, a
@@ -221,14 +290,14 @@ fn take_off_outer(arena: &[u8], packet: &mut PacketBuf) -> Option<()> {
 }
 
 /// Steps 4 and 5: finds the SA and looks at its window.
+#[inline]
 fn check_one<'t>(
     tables: &'t Tables,
     arena: &[u8],
     packet: &PacketBuf,
     spi: u32,
     last: &mut Option<&'t InboundEntry>,
-    jobs: &mut Jobs<'t>,
-) -> Result<Sealed<'t>, Verdict> {
+) -> Result<(&'t InboundEntry, Sealed, Job<'t>), Verdict> {
     let drop = Verdict::Drop;
     // 4: runs of one SA are looked up once
     let entry = match *last {
@@ -236,7 +305,7 @@ fn check_one<'t>(
         _ => tables.sad.find(spi).ok_or(drop(DropReason::UnknownSpi))?,
     };
     *last = Some(entry);
-    let sa = &entry.sa;
+    let sa = &*entry.sa;
     if sa.in_udp != packet.outer.udp {
         return Err(drop(DropReason::EncapMismatch));
     }
@@ -247,76 +316,102 @@ fn check_one<'t>(
     let esp = arena.get(at.clone()).and_then(Esp::parse);
     let esp = esp.ok_or(drop(DropReason::EspTruncated))?;
     // 5: infer the number, look at the window
-    Sealed::check(entry, &esp, &at, jobs).map_err(|reason| {
-        sa.replays.fetch_add(1, Relaxed);
-        drop(reason)
-    })
+    match Sealed::check(sa, &esp, &at) {
+        Ok((sealed, job)) => Ok((entry, sealed, job)),
+        Err(reason) => {
+            sa.replays.fetch_add(1, Relaxed);
+            Err(drop(reason))
+        }
+    }
 }
 
 /// Steps 6 and 7 for all packets of a chunk that were opened, or not.
-fn finish<'t>(
-    tables: &'t Tables,
+fn finish(
+    tables: &Tables,
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
-    waiting: &mut Chunk<Waiting<'t>>,
-    jobs: &[Job<'t>],
+    arrival: &Arrival<'_>,
     report: &mut Report,
 ) {
-    let mut carried = Carried::default();
-    for (Waiting { at, sealed }, job) in waiting.drain(..).zip(jobs) {
-        let packet = &mut chunk[at];
-        let accepted = match sealed
-            .authenticate(job)
-            .and_then(|authentic| authentic.commit())
-        {
-            Ok(accepted) => accepted,
-            Err(reason) => {
-                decide(packet, Verdict::Drop(reason), report);
-                continue;
-            }
-        };
-        let entry = accepted.entry;
-        if !carried.entry.is_some_and(|last| ptr::eq(last, entry)) {
-            std::mem::take(&mut carried).count(tables, report);
-            carried.entry = Some(entry);
-        }
-        note_authentic(tables, packet, &accepted, report);
-        let verdict = match open(&accepted, arena, packet, &job.payload) {
-            Ok(()) => Verdict::Forward,
-            Err(reason) => Verdict::Drop(reason),
-        };
-        carried.add(packet, verdict);
-        decide(packet, verdict, report);
+    let (mut packets, mut jobs) = (&arrival.packets[..], &arrival.jobs[..]);
+    for Run {
+        entry,
+        packets: count,
+    } in &arrival.runs
+    {
+        let (these, others) = packets.split_at(*count);
+        let (their_jobs, other_jobs) = jobs.split_at(*count);
+        (packets, jobs) = (others, other_jobs);
+        finish_run(tables, arena, chunk, entry, these, their_jobs, report);
     }
-    carried.count(tables, report);
 }
 
-/// What follows from an authentic packet, whatever it carries.
-fn note_authentic(
+/// The same for one run.
+#[inline]
+fn finish_run(
     tables: &Tables,
-    packet: &PacketBuf,
-    accepted: &Accepted<'_>,
+    arena: &mut [u8],
+    chunk: &mut [PacketBuf],
+    entry: &InboundEntry,
+    packets: &[Waiting],
+    jobs: &[Job<'_>],
     report: &mut Report,
 ) {
-    accepted
-        .entry
-        .sa
-        .note_authentic(|event| report.raise(event));
-    // Only the newest packet tells where the peer is: an old one may come late from where it was.
-    let tunnel = tables.tunnel(accepted.entry.tunnel);
-    let Some(Tunnel {
+    // 6: authenticate
+    let mut authentic = Authentic::none_of(entry);
+    let mut opened: Chunk<(u8, Range<usize>)> = Chunk::new();
+    for (Waiting { at, sealed }, job) in packets.iter().zip(jobs) {
+        match authentic.authenticate(*sealed, job) {
+            Ok(()) => opened.push((*at, job.payload.clone())),
+            Err(reason) => decide(&mut chunk[usize::from(*at)], Verdict::Drop(reason), report),
+        }
+    }
+    // 6: commit; 7: finish
+    let mut carried = Carried::default();
+    let mut last_let_in = None;
+    let newest = authentic.commit(|index, accepted| {
+        let (at, payload) = &opened[index];
+        let packet = &mut chunk[usize::from(*at)];
+        let verdict = match accepted {
+            Ok(accepted) => {
+                let verdict = match open(&accepted, arena, packet, payload, &mut last_let_in) {
+                    Ok(()) => Verdict::Forward,
+                    Err(reason) => Verdict::Drop(reason),
+                };
+                carried.add(packet, verdict);
+                verdict
+            }
+            Err(reason) => Verdict::Drop(reason),
+        };
+        decide(packet, verdict, report);
+    });
+    if carried.packets > 0 {
+        entry.sa.note_authentic(|event| report.raise(event));
+        let tunnel = tables.tunnel(entry.tunnel);
+        // Only the newest packet tells where the peer is: an old one may come late from where it was.
+        if let (Some(newest), Some(tunnel)) = (newest, tunnel) {
+            let packet = &chunk[usize::from(opened[newest].0)];
+            note_endpoint(tunnel, &packet.outer, report);
+        }
+        carried.count(entry, tunnel, report);
+    }
+}
+
+/// Follows the peer to where its newest authentic packet comes from.
+#[inline]
+fn note_endpoint(tunnel: &Tunnel, outer: &Outer, report: &mut Report) {
+    let Tunnel {
         id,
         sender: Some(sender),
         roaming: true,
         ..
-    }) = tunnel
+    } = tunnel
     else {
         return;
     };
-    let (remote, known) = (packet.outer.remote, sender.header.path().remote_socket());
+    let (remote, known) = (outer.remote, sender.header.path().remote_socket());
     // Address and port; not what a socket adds to them (IPv6 scope, flow).
-    let moved = remote.ip() != known.ip() || packet.outer.udp && remote.port() != known.port();
-    if accepted.newest && moved {
+    if remote.ip() != known.ip() || outer.udp && remote.port() != known.port() {
         report.raise(SaEvent::EndpointMoved {
             tunnel: *id,
             remote,
@@ -325,53 +420,60 @@ fn note_authentic(
 }
 
 /// Step 7: from decrypted payload to inner packet.
+#[inline]
 fn open(
     accepted: &Accepted<'_>,
     arena: &mut [u8],
     packet: &mut PacketBuf,
     at: &Range<usize>,
+    last_let_in: &mut Option<FlowKey>,
 ) -> Result<(), DropReason> {
     let malformed = DropReason::DecryptedMalformed;
     let opened = accepted.strip(arena.get(at.clone()).unwrap_or_default(), at)?;
     let inner = arena.get_mut(opened.payload.clone()).ok_or(malformed)?;
-    let flow = Flow::parse(inner).ok_or(malformed)?;
-    if flow.next_header() != opened.next_header {
+    let (head, ends) = match Head::parse(inner) {
+        Some(head) => (head, None),
+        None => {
+            let flow = Flow::parse(inner).ok_or(malformed)?;
+            (flow.head(), AnyEnds::of_flow(&flow))
+        }
+    };
+    if head.next_header != opened.next_header {
         return Err(malformed);
     }
-    // RFC 4301 §5.2 step 4
-    let ends = AnyEnds::of_flow(&flow).ok_or(malformed)?;
-    if !accepted.entry.sa.selectors.let_in(&ends) {
-        return Err(DropReason::SelectorMismatch);
+    // RFC 4301 §5.2 step 4; for packets of one flow in a row, once
+    let same_flow = ends.is_none() && *last_let_in == Some(head.key);
+    if !same_flow {
+        let is_plain = ends.is_none();
+        let ends = ends.unwrap_or_else(|| AnyEnds::of_key(&head.key));
+        if !accepted.sa().selectors.let_in(&ends) {
+            return Err(DropReason::SelectorMismatch);
+        }
+        *last_let_in = is_plain.then_some(head.key);
     }
-    carry_ecn(inner, flow.tos, packet.outer.tos)?;
+    carry_ecn(inner, head.tos, packet.outer.tos)?;
     // RFC 4303 §2.7: what lies behind the inner packet is padding against traffic analysis.
-    let data = packet.data_range();
-    let front = opened.payload.start - data.start;
-    let back = data.len() - front - flow.total_bytes;
-    if packet.grow(-(front as i32), -(back as i32)) {
-        Ok(())
-    } else {
-        Err(malformed)
-    }
+    let start = opened.payload.start;
+    packet.set_edges(start as u32, (start + head.total_bytes) as u32);
+    Ok(())
 }
 
-impl Carried<'_> {
+impl Carried {
+    #[inline]
     fn add(&mut self, packet: &PacketBuf, verdict: Verdict) {
         self.packets += 1;
-        if verdict == Verdict::Forward {
+        if matches!(verdict, Verdict::Forward) {
             self.bytes += packet.data_bytes() as u64;
         }
         self.data_packets += u64::from(verdict != Verdict::Drop(DropReason::DummyPacket));
     }
 
-    fn count(self, tables: &Tables, report: &mut Report) {
-        let Some(InboundEntry { sa, tunnel }) = self.entry else {
-            return;
-        };
+    fn count(self, entry: &InboundEntry, tunnel: Option<&Tunnel>, report: &mut Report) {
+        let sa = &entry.sa;
         sa.usage.add(self.packets, self.bytes, |reached| {
             report.raise(reached.event(sa.id));
         });
-        if let Some(Tunnel { activity, .. }) = tables.tunnel(*tunnel) {
+        if let Some(Tunnel { activity, .. }) = tunnel {
             activity.received_packets.fetch_add(self.packets, Relaxed);
             activity
                 .received_data_packets
@@ -380,6 +482,7 @@ impl Carried<'_> {
     }
 }
 
+#[inline]
 fn decide(packet: &mut PacketBuf, verdict: Verdict, report: &mut Report) {
     packet.verdict = verdict;
     if let Verdict::Drop(reason) = verdict {

@@ -2,6 +2,7 @@
 
 use crate::{
     Batch, OuterHeaders, PacketBuf, Report, Verdict,
+    aead::Job,
     batch::Outer,
     esp::{Jobs, encap},
     spd::{AnyEnds, Decision},
@@ -10,7 +11,7 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, TunnelId};
-use std::{net::IpAddr, ptr, sync::atomic::Ordering::Relaxed};
+use std::{net::IpAddr, ops::Range, ptr, sync::atomic::Ordering::Relaxed};
 
 /// Packets that go through the steps together, at most: bounds what lies on the stack.
 pub(crate) const CHUNK_PACKETS: usize = 64;
@@ -21,21 +22,50 @@ pub struct Outbound {
     chunk_packets: usize,
 }
 
-/// A packet on its way into a tunnel.
-struct Leaving<'t> {
+/// A packet on its way into a tunnel. Small: a chunk of them stays in a few cache lines.
+#[derive(Clone, Copy)]
+struct Leaving {
     /// Its place in the chunk.
-    at: usize,
-    tunnel: &'t Tunnel,
-    sender: &'t Sender,
-    payload_bytes: usize,
+    at: u8,
+    tos: u8,
+    df: bool,
     next_header: u8,
+    payload_bytes: u16,
 }
 
-/// A packet that waits for the AEAD, beside its job.
-struct Numbered<'t> {
-    at: usize,
+/// Packets in a row that leave with one SA.
+struct Run<'t> {
+    tunnel: &'t Tunnel,
     sender: &'t Sender,
-    number: u64,
+    packets: u32,
+    bytes: u32,
+}
+
+/// Everything of a chunk that leaves: runs one after the other, and their packets.
+#[derive(Default)]
+struct Departure<'t> {
+    runs: Chunk<Run<'t>>,
+    packets: Chunk<Leaving>,
+}
+
+impl<'t> Departure<'t> {
+    #[inline]
+    fn push(&mut self, tunnel: &'t Tunnel, sender: &'t Sender, packet: Leaving) {
+        let bytes = u32::from(packet.payload_bytes);
+        self.packets.push(packet);
+        match self.runs.last_mut() {
+            Some(run) if ptr::eq(run.sender, sender) => {
+                run.packets += 1;
+                run.bytes += bytes;
+            }
+            _ => self.runs.push(Run {
+                tunnel,
+                sender,
+                packets: 1,
+                bytes,
+            }),
+        }
+    }
 }
 
 /// What becomes of a packet by its flow alone; kept for the next packet of the same flow.
@@ -62,10 +92,10 @@ impl Outbound {
         let (arena, packets) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
             // 3, 4: classify, look up
-            let mut leaving = Chunk::new();
-            classify(tables, arena, chunk, &mut leaving, report);
+            let mut departure = Departure::default();
+            classify(tables, arena, chunk, &mut departure, report);
             // 5: sequence; 6: crypt; 7: finish
-            seal(tables, arena, chunk, &leaving, report);
+            seal(tables, arena, chunk, &departure, report);
         }
     }
 
@@ -92,16 +122,17 @@ impl Outbound {
         let Some(packet) = packets.last_mut() else {
             return false;
         };
-        sender.header.fill(&mut packet.outer, 0, false);
-        let leaving = Leaving {
+        let mut departure = Departure::default();
+        let dummy = Leaving {
             at: 0,
-            tunnel,
-            sender,
-            payload_bytes: 0,
+            tos: 0,
+            df: false,
             next_header: protocol::NO_NEXT_HEADER,
+            payload_bytes: 0,
         };
+        departure.push(tunnel, sender, dummy);
         let chunk = std::slice::from_mut(packet);
-        seal(tables, arena, chunk, &[leaving], report);
+        seal(tables, arena, chunk, &departure, report);
         packet.verdict == Verdict::Forward
     }
 }
@@ -111,36 +142,37 @@ fn classify<'t>(
     tables: &'t Tables,
     arena: &[u8],
     chunk: &mut [PacketBuf],
-    leaving: &mut Chunk<Leaving<'t>>,
+    departure: &mut Departure<'t>,
     report: &mut Report,
 ) {
-    let mut last: Option<(FlowKey, Route<'t>)> = None;
+    let mut recent = Recent {
+        key: FlowKey::NONE,
+        route: Route::Other(Verdict::Pending),
+    };
     for (at, packet) in chunk.iter_mut().enumerate() {
-        if packet.verdict != Verdict::Pending {
+        if !matches!(packet.verdict, Verdict::Pending) {
             continue;
         }
         let data = arena.get(packet.data_range()).unwrap_or_default();
-        let Some((head, route)) = look_up(tables, data, &mut last) else {
+        let Some(head) = recent.look_up(tables, data) else {
             drop_packet(packet, DropReason::InnerMalformed, report);
             continue;
         };
-        match route {
-            Route::Send(tunnel, sender) => {
-                let fits = sender.header.can_carry(head.total_bytes)
-                    && encap::has_room(packet, head.total_bytes, sender.header.bytes());
-                if !fits {
-                    drop_packet(packet, DropReason::InnerTooBig, report);
-                    continue;
-                }
-                sender.header.fill(&mut packet.outer, head.tos, head.df);
-                leaving.push(Leaving {
-                    at,
-                    tunnel,
-                    sender,
-                    payload_bytes: head.total_bytes,
+        match recent.route {
+            Route::Send(tunnel, sender)
+                if sender.header.can_carry(head.total_bytes)
+                    && encap::has_room(packet, head.total_bytes, sender.header.bytes()) =>
+            {
+                let leaving = Leaving {
+                    at: at as u8,
+                    tos: head.tos,
+                    df: head.df,
                     next_header: head.next_header,
-                });
+                    payload_bytes: head.total_bytes as u16,
+                };
+                departure.push(tunnel, sender, leaving);
             }
+            Route::Send(..) => drop_packet(packet, DropReason::InnerTooBig, report),
             Route::Other(Verdict::Drop(reason)) => drop_packet(packet, reason, report),
             Route::Other(verdict) => {
                 packet.verdict = verdict;
@@ -152,27 +184,36 @@ fn classify<'t>(
     }
 }
 
-/// Runs of one flow are looked up once.
-#[inline]
-fn look_up<'t>(
-    tables: &'t Tables,
-    data: &[u8],
-    last: &mut Option<(FlowKey, Route<'t>)>,
-) -> Option<(Head, Route<'t>)> {
-    if let Some(head) = Head::parse(data) {
-        return match *last {
-            Some((key, route)) if head.key == key => Some((head, route)),
-            _ => {
-                let route = route(tables, &AnyEnds::of_key(&head.key));
-                *last = Some((head.key, route));
-                Some((head, route))
-            }
-        };
-    }
-    let flow = Flow::parse(data)?;
-    Some((flow.head(), route(tables, &AnyEnds::of_flow(&flow)?)))
+/// What the last packet was and where it went: runs of one flow are looked up once.
+struct Recent<'t> {
+    key: FlowKey,
+    route: Route<'t>,
 }
 
+impl<'t> Recent<'t> {
+    /// Finds the packet's route, which is the most recent one then. `None` if it is malformed.
+    #[inline]
+    fn look_up(&mut self, tables: &'t Tables, data: &[u8]) -> Option<Head> {
+        let Some(head) = Head::parse(data) else {
+            return self.look_closer(tables, data);
+        };
+        if head.key != self.key {
+            self.route = route(tables, &AnyEnds::of_key(&head.key));
+            self.key = head.key;
+        }
+        Some(head)
+    }
+
+    #[cold]
+    fn look_closer(&mut self, tables: &'t Tables, data: &[u8]) -> Option<Head> {
+        let flow = Flow::parse(data)?;
+        self.route = route(tables, &AnyEnds::of_flow(&flow)?);
+        self.key = FlowKey::NONE;
+        Some(flow.head())
+    }
+}
+
+#[inline]
 fn route<'t>(tables: &'t Tables, ends: &AnyEnds) -> Route<'t> {
     let drop = |reason| Route::Other(Verdict::Drop(reason));
     match tables.spd.decide_ends(ends) {
@@ -209,79 +250,94 @@ fn seal(
     tables: &Tables,
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
-    leaving: &[Leaving<'_>],
+    departure: &Departure<'_>,
     report: &mut Report,
 ) {
-    // 5: numbers and lifetimes, once per run of packets with one SA
-    let mut numbered = Chunk::new();
     let mut jobs = Jobs::new();
-    for run in leaving.chunk_by(|a, b| ptr::eq(a.sender, b.sender)) {
-        number(arena, chunk, run, &mut numbered, &mut jobs, report);
+    // Places in the chunk, beside the jobs.
+    let mut places: Chunk<u8> = Chunk::new();
+    let mut rest = &departure.packets[..];
+    let mut sums = false;
+    for run in &departure.runs {
+        let (packets, others) = rest.split_at(run.packets as usize);
+        rest = others;
+        // 5: numbers and lifetimes, once per run of packets with one SA
+        let numbers = number(chunk, run, packets, report);
+        // 6, 7: all but the AEAD's work
+        sums |= run.sender.header.has_sum();
+        for (packet, number) in packets.iter().zip(numbers) {
+            let buf = &mut chunk[usize::from(packet.at)];
+            match wrap(tables, arena, buf, run.sender, packet, number) {
+                Some(job) => {
+                    jobs.push(job);
+                    places.push(packet.at);
+                }
+                None => drop_packet(buf, DropReason::InnerTooBig, report), // cannot be: room was checked
+            }
+        }
     }
     // 6: the whole chunk in one call
     tables.aead.seal(arena, &mut jobs);
-    // 7: outer headers
-    for (numbered, job) in numbered.iter().zip(&jobs) {
-        let packet = &mut chunk[numbered.at];
-        let written = tables.settings.outer_headers == OuterHeaders::ByKernel
-            || numbered.sender.header.write(arena, packet, numbered.number);
-        if job.ok && written {
-            packet.verdict = Verdict::Forward;
-        } else {
+    for (at, job) in places.iter().zip(&jobs) {
+        if !job.ok {
+            let packet = &mut chunk[usize::from(*at)];
             drop_packet(packet, DropReason::InnerTooBig, report); // cannot be: room was checked
         }
     }
+    // 7: what needs the ciphertext
+    if sums && tables.settings.outer_headers == OuterHeaders::Written {
+        sum_up(arena, chunk, departure);
+    }
 }
 
-/// Step 5 for one run, and all of step 6 that is not the AEAD's.
-fn number<'t>(
-    arena: &mut [u8],
+/// Step 5 for one run: numbers for the packets that may go, from the first on. The others are dropped.
+#[inline]
+fn number(
     chunk: &mut [PacketBuf],
-    run: &[Leaving<'t>],
-    numbered: &mut Chunk<Numbered<'t>>,
-    jobs: &mut Jobs<'t>,
+    run: &Run<'_>,
+    packets: &[Leaving],
     report: &mut Report,
-) {
-    let Some(Leaving { tunnel, sender, .. }) = run.first() else {
-        return;
+) -> Range<u64> {
+    let sa = &*run.sender.sa;
+    let sizes = packets.iter().map(|packet| packet.payload_bytes.into());
+    let all = u64::from(run.packets);
+    let within_lifetime = if sa.usage.has_room_for_all(all, u64::from(run.bytes)) {
+        packets.len()
+    } else {
+        sa.usage.room_for(sizes)
     };
-    let sa = &sender.sa;
-    let within_lifetime = sa
-        .usage
-        .room_for(run.iter().map(|packet| packet.payload_bytes));
     let numbers = sa.sequence.reserve(within_lifetime as u32);
     let sent = (numbers.end - numbers.start) as usize;
-
-    for (packet, number) in run.iter().zip(numbers) {
-        let buf = &mut chunk[packet.at];
-        let sealable = encap::encap(
-            arena,
-            buf,
-            sa,
-            number,
-            packet.payload_bytes,
-            packet.next_header,
-            jobs,
-        );
-        match sealable {
-            Some(()) => numbered.push(Numbered {
-                at: packet.at,
-                sender: packet.sender,
-                number,
-            }),
-            None => drop_packet(buf, DropReason::InnerTooBig, report), // cannot be: room was checked
-        }
+    if sent < packets.len() {
+        refuse(chunk, run, packets, (sent, within_lifetime), report);
     }
-    for (place, packet) in run.iter().enumerate().skip(sent) {
+    if sa.sequence.is_low() {
+        let next = sa.sequence.next();
+        report.raise(SaEvent::SequenceLow { sa: sa.id, next });
+    }
+    account(run, &packets[..sent], report);
+    numbers
+}
+
+/// Packets of a run for which there is no number, or no lifetime.
+#[cold]
+fn refuse(
+    chunk: &mut [PacketBuf],
+    run: &Run<'_>,
+    packets: &[Leaving],
+    (sent, within_lifetime): (usize, usize),
+    report: &mut Report,
+) {
+    for (place, packet) in packets.iter().enumerate().skip(sent) {
         let reason = if place < within_lifetime {
             DropReason::SequenceExhausted
         } else {
             DropReason::OutboundLifetimeExpired
         };
-        drop_packet(&mut chunk[packet.at], reason, report);
+        drop_packet(&mut chunk[usize::from(packet.at)], reason, report);
     }
-
-    if within_lifetime < run.len()
+    let sa = &run.sender.sa;
+    if within_lifetime < packets.len()
         && let Some(unit) = sa.usage.ended_by()
     {
         report.raise(SaEvent::HardExpired { sa: sa.id, unit }); // as long as packets want to use it
@@ -289,25 +345,63 @@ fn number<'t>(
     if sent < within_lifetime && sa.sequence.is_exhausted() {
         report.raise(SaEvent::SequenceExhausted { sa: sa.id });
     }
-    if sa.sequence.is_low() {
-        let next = sa.sequence.next();
-        report.raise(SaEvent::SequenceLow { sa: sa.id, next });
-    }
-    account(tunnel, sender, &run[..sent], report);
 }
 
-/// Counts what a run has carried.
-fn account(tunnel: &Tunnel, sender: &Sender, carried: &[Leaving<'_>], report: &mut Report) {
-    let sa = &sender.sa;
-    let bytes: usize = carried.iter().map(|packet| packet.payload_bytes).sum();
-    sa.usage.add(carried.len() as u64, bytes as u64, |reached| {
+/// Counts what a run carries.
+#[inline]
+fn account(run: &Run<'_>, carried: &[Leaving], report: &mut Report) {
+    let sa = &run.sender.sa;
+    let bytes: u64 = carried
+        .iter()
+        .map(|packet| u64::from(packet.payload_bytes))
+        .sum();
+    sa.usage.add(carried.len() as u64, bytes, |reached| {
         report.raise(reached.event(sa.id));
     });
-    let data = carried
-        .iter()
-        .filter(|packet| packet.next_header != protocol::NO_NEXT_HEADER);
-    let sent = &tunnel.activity.sent_data_packets;
-    sent.fetch_add(data.count() as u64, Relaxed);
+    let data = |packet: &&Leaving| packet.next_header != protocol::NO_NEXT_HEADER;
+    let data_packets = carried.iter().filter(data).count() as u64;
+    let sent = &run.tunnel.activity.sent_data_packets;
+    sent.fetch_add(data_packets, Relaxed);
+}
+
+/// Steps 6 and 7 for one packet, but for the AEAD: trailer, ESP header, outer headers. What is left to the AEAD is the
+/// answer.
+#[inline]
+fn wrap<'t>(
+    tables: &Tables,
+    arena: &mut [u8],
+    buf: &mut PacketBuf,
+    sender: &'t Sender,
+    packet: &Leaving,
+    number: u64,
+) -> Option<Job<'t>> {
+    let payload_bytes = usize::from(packet.payload_bytes);
+    let (sa, header) = (&*sender.sa, &sender.header);
+    let job = encap::encap(arena, buf, sa, number, payload_bytes, packet.next_header)?;
+    header.fill(&mut buf.outer, packet.tos, packet.df);
+    if tables.settings.outer_headers == OuterHeaders::Written && !header.write(arena, buf, number) {
+        return None;
+    }
+    buf.verdict = Verdict::Forward;
+    Some(job)
+}
+
+/// Checksums over what is sealed now.
+#[cold]
+fn sum_up(arena: &mut [u8], chunk: &[PacketBuf], departure: &Departure<'_>) {
+    let mut rest = &departure.packets[..];
+    for run in &departure.runs {
+        let (packets, others) = rest.split_at(run.packets as usize);
+        rest = others;
+        for packet in packets {
+            let buf = &chunk[usize::from(packet.at)];
+            if buf.verdict == Verdict::Forward
+                && let Some(whole) = arena.get_mut(buf.data_range())
+            {
+                run.sender.header.sum_up(whole);
+            }
+        }
+    }
 }
 
 fn drop_packet(packet: &mut PacketBuf, reason: DropReason, report: &mut Report) {

@@ -10,12 +10,12 @@
 //!   one slot, one AtomicU64:   │ low 32 bits of the block │ 32 bits: which numbers have come │
 //! ```
 //!
-//! `commit` changes exactly one slot by compare-and-swap:
+//! `commit_run` changes a slot for all numbers of one block at once, by compare-and-swap:
 //!
 //! | the slot holds | then |
 //! |---|---|
-//! | an older block | (our block, our bit) replaces it |
-//! | our block | our bit is added; already there: duplicate |
+//! | an older block | (our block, our bits) replaces it |
+//! | our block | our bits are added; one already there: a duplicate |
 //! | a newer block | too old: the window has moved past us |
 //!
 //! **Exact under any number of workers.** The block in a slot only gets newer and its bits only grow,
@@ -80,48 +80,122 @@ impl ReplayWindow {
     /// nothing, so a forged packet leaves no trace.
     #[inline]
     pub fn check(&self, number: u64) -> Result<(), DropReason> {
-        self.check_edge(number)?;
+        self.check_below(self.head(), number)
+    }
+
+    /// The same, by a head that was read already.
+    #[inline]
+    pub fn check_below(&self, head: u64, number: u64) -> Result<(), DropReason> {
+        if number < self.oldest(head) {
+            return Err(DropReason::ReplayTooOld);
+        }
         let (block, bit) = place(number);
-        merge(self.slot(number).load(Relaxed), block, bit).map(|_| ())
+        match held_bits(self.slot(number).load(Relaxed), block)? & bit {
+            0 => Ok(()),
+            _ => Err(DropReason::ReplayDuplicate),
+        }
     }
 
     /// After authentication: takes the number, once. `true` if it is the highest so far.
     #[inline]
     pub fn commit(&self, number: u64) -> Result<bool, DropReason> {
-        self.check_edge(number)?;
-        let (block, bit) = place(number);
-        let slot = self.slot(number);
+        let mut taken = Err(DropReason::ReplayTooOld);
+        let newest = self.commit_run(&[number], |_, result| taken = result);
+        taken.map(|()| newest == Some(0))
+    }
+
+    /// The same for a run of numbers, as if one after the other: tells for each, by its place, whether it is taken.
+    /// Answers the place of the one that is the highest so far, if one of them is.
+    ///
+    /// Numbers in a row share a block, and so one compare-and-swap.
+    #[inline]
+    pub fn commit_run(
+        &self,
+        numbers: &[u64],
+        mut tell: impl FnMut(usize, Result<(), DropReason>),
+    ) -> Option<usize> {
+        let head_before = self.head();
+        let (mut head, mut newest) = (head_before, None);
+        let mut at = 0;
+        while let Some(first) = numbers.get(at) {
+            let block = first / BLOCK_BITS;
+            // A window is no smaller than a block, so none of a block's numbers makes another of them too old.
+            let oldest = self.oldest(head);
+            let (begin, mut wanted) = (at, 0);
+            while let Some(number) = numbers.get(at)
+                && number / BLOCK_BITS == block
+            {
+                wanted |= if *number >= oldest {
+                    place(*number).1
+                } else {
+                    0
+                };
+                at += 1;
+            }
+            let mut fresh = self.take(block, wanted);
+            for (index, number) in (begin..).zip(&numbers[begin..at]) {
+                let bit = place(*number).1;
+                let taken = match &mut fresh {
+                    _ if *number < oldest => Err(DropReason::ReplayTooOld),
+                    Err(reason) => Err(*reason),
+                    Ok(fresh) if *fresh & bit == 0 => Err(DropReason::ReplayDuplicate),
+                    Ok(fresh) => {
+                        *fresh &= !bit;
+                        Ok(())
+                    }
+                };
+                if taken.is_ok() && *number > head {
+                    (head, newest) = (*number, Some(index));
+                }
+                tell(index, taken);
+            }
+        }
+        // Only what moves the head writes it: it is read by every worker.
+        if head > head_before && self.head.fetch_max(head, Relaxed) >= head {
+            newest = None;
+        }
+        newest
+    }
+
+    /// Sets these bits of a block, and answers which of them nobody had set before.
+    #[inline]
+    fn take(&self, block: u64, bits: u32) -> Result<u32, DropReason> {
+        let slot = self.slot(block * BLOCK_BITS);
         let mut current = slot.load(Relaxed);
         loop {
-            let wanted = merge(current, block, bit)?;
+            let held = held_bits(current, block as u32)?;
+            if bits & !held == 0 {
+                return Ok(0);
+            }
+            let wanted = word(block as u32, held | bits);
             match slot.compare_exchange_weak(current, wanted, Relaxed, Relaxed) {
-                Ok(_) => return Ok(self.head.fetch_max(number, Relaxed) < number),
+                Ok(_) => return Ok(bits & !held),
                 Err(newer) => current = newer,
             }
         }
     }
 
-    fn check_edge(&self, number: u64) -> Result<(), DropReason> {
-        let behind = self.head().saturating_sub(number);
-        if number <= self.floor || behind >= u64::from(self.window_packets) {
-            return Err(DropReason::ReplayTooOld);
-        }
-        Ok(())
+    /// The lowest number that is not too old.
+    #[inline]
+    fn oldest(&self, head: u64) -> u64 {
+        let bottom = head.saturating_sub(u64::from(self.window_packets) - 1);
+        bottom.max(self.floor + 1)
     }
 
+    #[inline]
     fn slot(&self, number: u64) -> &AtomicU64 {
         // The number of slots is a power of two.
         &self.slots[(number / BLOCK_BITS) as usize & (self.slots.len() - 1)]
     }
 }
 
-/// What a slot shall hold once `bit` of `block` has come, or why it cannot.
-fn merge(current: u64, block: u32, bit: u32) -> Result<u64, DropReason> {
+/// Which numbers of `block` have come, by what its slot holds: none if that is an older block.
+#[inline]
+fn held_bits(current: u64, block: u32) -> Result<u32, DropReason> {
     let (held, bits) = ((current >> 32) as u32, current as u32);
     match block.wrapping_sub(held) as i32 {
-        0 if bits & bit != 0 => Err(DropReason::ReplayDuplicate),
-        0 => Ok(word(block, bits | bit)),
-        1.. => Ok(word(block, bit)),
+        0 => Ok(bits),
+        1.. => Ok(0),
         _ => Err(DropReason::ReplayTooOld),
     }
 }

@@ -49,59 +49,71 @@ fn outer_bytes(path: &OuterPath) -> usize {
 /// The outer side of one tunnel's packets, prepared when the table is made.
 #[derive(Clone, Debug)]
 pub struct OuterHeader {
-    path: OuterPath,
-    /// Of every packet; what differs is zero or false.
-    prepared: Outer,
-    copies_df: bool,
-    /// IP and UDP header; what differs from packet to packet is zero.
+    /// IP and UDP header; what differs from packet to packet is zero. They end where this ends, as in a packet they end
+    /// where ESP begins: so all four kinds are written alike.
     template: [u8; OUTER_BYTES_MAX],
     bytes: usize,
+    /// The largest inner packet that IP can still carry.
+    payload_bytes_max: usize,
+    is_v4: bool,
+    udp: bool,
+    copies_df: bool,
+    /// Checksum of the template's IPv4 header, not folded yet.
+    template_sum: u64,
+    /// Of every packet; what differs is zero or false.
+    prepared: Outer,
+    path: OuterPath,
 }
 
 impl OuterHeader {
     /// For a path.
     pub fn new(path: OuterPath, df: DfPolicy) -> Self {
         let is_v4 = path.remote().is_ipv4();
-        let mut header = Self {
-            path,
+        let udp = path.encap().is_some();
+        let bytes = outer_bytes(&path);
+        let mut template = [0; OUTER_BYTES_MAX];
+        let place = &mut template[OUTER_BYTES_MAX - bytes..];
+        let above = if udp { protocol::UDP } else { protocol::ESP };
+        let (ip, ports) = match (path.local(), path.remote()) {
+            (IpAddr::V4(local), IpAddr::V4(remote)) => {
+                let (ip, ports) = place.split_at_mut(ipv4::HEADER_BYTES);
+                (ip[0], ip[8], ip[9]) = (0x45, TTL, above);
+                ip[12..16].copy_from_slice(&local.octets());
+                ip[16..20].copy_from_slice(&remote.octets());
+                (ip, ports)
+            }
+            (local, remote) => {
+                let (ip, ports) = place.split_at_mut(ipv6::HEADER_BYTES);
+                (ip[0], ip[6], ip[7]) = (0x60, above, TTL);
+                ip[8..24].copy_from_slice(&octets(local));
+                ip[24..40].copy_from_slice(&octets(remote));
+                (ip, ports)
+            }
+        };
+        let template_sum = checksum::add(0, ip);
+        if let Some(encap) = path.encap() {
+            ports[..2].copy_from_slice(&encap.local_port.to_be_bytes());
+            ports[2..4].copy_from_slice(&encap.remote_port.to_be_bytes());
+        }
+        Self {
+            template,
+            bytes,
+            payload_bytes_max: encap::payload_bytes_within(IP_PACKET_BYTES_MAX - bytes),
+            is_v4,
+            udp,
             // RFC 4301 §8.1
+            copies_df: is_v4 && df == DfPolicy::Copy,
+            template_sum,
             prepared: Outer {
                 local: path.local(),
                 remote: path.remote_socket(),
                 local_port: path.encap().map_or(0, |encap| encap.local_port),
-                udp: path.encap().is_some(),
+                udp,
                 tos: 0,
                 df: is_v4 && df == DfPolicy::Set,
             },
-            copies_df: is_v4 && df == DfPolicy::Copy,
-            template: [0; OUTER_BYTES_MAX],
-            bytes: outer_bytes(&path),
-        };
-        let above = if path.encap().is_some() {
-            protocol::UDP
-        } else {
-            protocol::ESP
-        };
-        let template = &mut header.template;
-        let ip_bytes = match (path.local(), path.remote()) {
-            (IpAddr::V4(local), IpAddr::V4(remote)) => {
-                (template[0], template[8], template[9]) = (0x45, TTL, above);
-                template[12..16].copy_from_slice(&local.octets());
-                template[16..20].copy_from_slice(&remote.octets());
-                ipv4::HEADER_BYTES
-            }
-            (local, remote) => {
-                (template[0], template[6], template[7]) = (0x60, above, TTL);
-                template[8..24].copy_from_slice(&octets(local));
-                template[24..40].copy_from_slice(&octets(remote));
-                ipv6::HEADER_BYTES
-            }
-        };
-        if let Some(encap) = path.encap() {
-            template[ip_bytes..ip_bytes + 2].copy_from_slice(&encap.local_port.to_be_bytes());
-            template[ip_bytes + 2..ip_bytes + 4].copy_from_slice(&encap.remote_port.to_be_bytes());
+            path,
         }
-        header
     }
 
     /// The path.
@@ -115,8 +127,9 @@ impl OuterHeader {
     }
 
     /// Whether an inner packet of this length gives an outer packet that IP can carry.
+    #[inline]
     pub fn can_carry(&self, payload_bytes: usize) -> bool {
-        self.bytes + encap::sealed_bytes(payload_bytes) <= IP_PACKET_BYTES_MAX
+        payload_bytes <= self.payload_bytes_max
     }
 
     /// Tells the driver what it needs to know of a packet, given its inner header.
@@ -127,32 +140,100 @@ impl OuterHeader {
         outer.df |= inner_df && self.copies_df;
     }
 
-    /// Writes the outer headers before a sealed ESP packet. `false` if its frame has no room.
+    /// Writes the outer headers before an ESP packet, sealed or not; its data grows by them. Its frame must have room
+    /// ([`encap::has_room`]); `false` if the arena has not. What sums up the sealed packet is left to
+    /// [`OuterHeader::sum_up`].
+    #[inline]
     #[must_use]
     pub fn write(&self, arena: &mut [u8], packet: &mut PacketBuf, number: u64) -> bool {
-        if !packet.grow(self.bytes as i32, 0) {
-            return false;
-        }
-        let Some(whole) = arena.get_mut(packet.data_range()) else {
+        let (esp, headroom) = (packet.data_range(), packet.headroom());
+        let (Some(start), true) = (esp.start.checked_sub(self.bytes), self.bytes <= headroom)
+        else {
             return false;
         };
-        whole[..self.bytes].copy_from_slice(&self.template[..self.bytes]);
-        let is_v4 = self.path.remote().is_ipv4();
-        if is_v4 {
-            finish_ipv4(whole, &packet.outer, number);
-        } else {
-            finish_ipv6(whole, packet.outer.tos);
+        packet.set_edges(start as u32, esp.end as u32);
+        let total_bytes = (esp.end - start) as u16;
+        // The headroom before the headers is nobody's: where there is enough, one copy of fixed size does.
+        if headroom >= OUTER_BYTES_MAX {
+            let place = arena.get_mut(esp.start - OUTER_BYTES_MAX..esp.start);
+            let Some(place) = place.and_then(|place| place.first_chunk_mut()) else {
+                return false;
+            };
+            self.fill_in(
+                place,
+                total_bytes,
+                packet.outer.tos,
+                packet.outer.df,
+                number,
+            );
+            return true;
         }
-        if self.path.encap().is_some() {
-            let ip_bytes = self.bytes - udp::HEADER_BYTES;
-            let udp_bytes = whole.len() - ip_bytes;
-            whole[ip_bytes + 4..ip_bytes + 6].copy_from_slice(&(udp_bytes as u16).to_be_bytes());
-            if !is_v4 {
-                let sum = self.udp_checksum(&whole[ip_bytes..]);
-                whole[ip_bytes + 6..ip_bytes + 8].copy_from_slice(&sum.to_be_bytes());
+        let mut headers = [0; OUTER_BYTES_MAX];
+        self.fill_in(
+            &mut headers,
+            total_bytes,
+            packet.outer.tos,
+            packet.outer.df,
+            number,
+        );
+        let place = arena.get_mut(start..esp.start);
+        place
+            .map(|place| place.copy_from_slice(&headers[OUTER_BYTES_MAX - self.bytes..]))
+            .is_some()
+    }
+
+    /// The template with what differs. Fields lie at fixed places, counted from where ESP begins.
+    #[inline]
+    fn fill_in(
+        &self,
+        headers: &mut [u8; OUTER_BYTES_MAX],
+        total_bytes: u16,
+        tos: u8,
+        df: bool,
+        number: u64,
+    ) {
+        *headers = self.template;
+        match (self.is_v4, self.udp) {
+            (true, true) => {
+                put(headers, 4, total_bytes - ipv4::HEADER_BYTES as u16);
+                self.finish_ipv4::<{ ipv4::HEADER_BYTES + udp::HEADER_BYTES }>(
+                    headers,
+                    total_bytes,
+                    tos,
+                    df,
+                    number,
+                );
             }
+            (true, false) => {
+                self.finish_ipv4::<{ ipv4::HEADER_BYTES }>(headers, total_bytes, tos, df, number);
+            }
+            (false, true) => {
+                put(headers, 4, total_bytes - ipv6::HEADER_BYTES as u16);
+                finish_ipv6::<{ ipv6::HEADER_BYTES + udp::HEADER_BYTES }>(
+                    headers,
+                    total_bytes,
+                    tos,
+                );
+            }
+            (false, false) => finish_ipv6::<{ ipv6::HEADER_BYTES }>(headers, total_bytes, tos),
         }
-        true
+    }
+
+    /// Whether [`OuterHeader::sum_up`] has anything to do.
+    #[inline]
+    pub fn has_sum(&self) -> bool {
+        self.udp && !self.is_v4
+    }
+
+    /// Writes the UDP checksum over IPv6 of a sealed packet.
+    pub fn sum_up(&self, whole: &mut [u8]) {
+        if self.has_sum()
+            && let Some(datagram) = whole.get_mut(ipv6::HEADER_BYTES..)
+            && datagram.len() >= udp::HEADER_BYTES
+        {
+            let sum = self.udp_checksum(datagram);
+            datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+        }
     }
 
     fn udp_checksum(&self, datagram: &[u8]) -> u16 {
@@ -163,6 +244,44 @@ impl OuterHeader {
             sum => sum,
         }
     }
+
+    /// IPv4 begins `BEFORE` bytes before ESP.
+    #[inline]
+    fn finish_ipv4<const BEFORE: usize>(
+        &self,
+        headers: &mut [u8; OUTER_BYTES_MAX],
+        total_bytes: u16,
+        tos: u8,
+        df: bool,
+        number: u64,
+    ) {
+        let (identification, flags) = (number as u16, u16::from(df) << 14);
+        let words = [u16::from(tos), total_bytes, identification, flags];
+        let sum = words.into_iter().map(u64::from).sum::<u64>() + self.template_sum;
+        headers[OUTER_BYTES_MAX - BEFORE + 1] = tos;
+        put(headers, BEFORE - 2, total_bytes);
+        put(headers, BEFORE - 4, identification);
+        put(headers, BEFORE - 6, flags);
+        put(headers, BEFORE - 10, checksum::finish(sum));
+    }
+}
+
+/// IPv6 begins `BEFORE` bytes before ESP.
+#[inline]
+fn finish_ipv6<const BEFORE: usize>(
+    headers: &mut [u8; OUTER_BYTES_MAX],
+    total_bytes: u16,
+    tos: u8,
+) {
+    put(headers, BEFORE, 0x6000 | u16::from(tos) << 4);
+    put(headers, BEFORE - 4, total_bytes - ipv6::HEADER_BYTES as u16);
+}
+
+/// Writes a field that begins `before` bytes before ESP.
+#[inline]
+fn put(headers: &mut [u8; OUTER_BYTES_MAX], before: usize, value: u16) {
+    let at = OUTER_BYTES_MAX - before;
+    [headers[at], headers[at + 1]] = value.to_be_bytes();
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {
@@ -172,28 +291,12 @@ fn octets(address: IpAddr) -> [u8; 16] {
     }
 }
 
-fn finish_ipv4(whole: &mut [u8], outer: &Outer, number: u64) {
-    let total_bytes = whole.len() as u16;
-    whole[1] = outer.tos;
-    whole[2..4].copy_from_slice(&total_bytes.to_be_bytes());
-    whole[4..6].copy_from_slice(&(number as u16).to_be_bytes());
-    whole[6] = if outer.df { 0x40 } else { 0 };
-    let sum = checksum::finish(checksum::add(0, &whole[..ipv4::HEADER_BYTES]));
-    whole[10..12].copy_from_slice(&sum.to_be_bytes());
-}
-
-fn finish_ipv6(whole: &mut [u8], tos: u8) {
-    let payload_bytes = (whole.len() - ipv6::HEADER_BYTES) as u16;
-    whole[0] = 0x60 | tos >> 4;
-    whole[1] = tos << 4;
-    whole[4..6].copy_from_slice(&payload_bytes.to_be_bytes());
-}
-
 /// The ECN field, two bits (RFC 3168 §5).
 mod ecn {
     pub const MASK: u8 = 0b11;
     pub const NOT_ECT: u8 = 0b00;
     pub const ECT_1: u8 = 0b01;
+    pub const ECT_0: u8 = 0b10;
     pub const CE: u8 = 0b11;
 }
 
@@ -218,6 +321,9 @@ pub fn decapsulated_ecn(inner_tos: u8, outer_tos: u8) -> Result<u8, DropReason> 
 /// Carries the outer ECN field over into a decrypted packet, whose checksum stays right.
 #[inline]
 pub fn carry_ecn(inner: &mut [u8], inner_tos: u8, outer_tos: u8) -> Result<(), DropReason> {
+    if matches!(outer_tos & ecn::MASK, ecn::NOT_ECT | ecn::ECT_0) {
+        return Ok(()); // as nearly always: the inner field stays
+    }
     let ecn = decapsulated_ecn(inner_tos, outer_tos)?;
     if ecn == inner_tos & ecn::MASK {
         return Ok(());

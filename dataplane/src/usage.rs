@@ -3,7 +3,7 @@
 //! Counted with one atomic add per run of packets. Because adds hand out disjoint intervals, each
 //! limit is crossed by exactly one run, whichever worker it belongs to: that one tells.
 
-use esplane_api::{Lifetime, LifetimeUnit, Now, SaEvent, SaId};
+use esplane_api::{Lifetime, LifetimeUnit, Limits, Now, SaEvent, SaId};
 use std::{
     sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -16,15 +16,37 @@ const UNITS: [LifetimeUnit; 3] = [
 ];
 
 /// Packets and bytes of one SA, and its lifetime.
+///
+/// What packets change lies on a cache line of its own: workers that share the SA send one line back and forth per run,
+/// and keep what they only read.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Usage {
     packets: AtomicU64,
     bytes: AtomicU64,
-    lifetime: Lifetime,
-    installed: Duration,
+    soft: Marks,
+    hard: Marks,
     /// 0, or for good 1 + the place in [`UNITS`] of the hard limit that was reached.
     ended: AtomicU8,
     soft_seconds_told: AtomicBool,
+    lifetime: Lifetime,
+    installed: Duration,
+}
+
+/// Limits of packets and bytes; the highest number where there is none.
+#[derive(Clone, Copy, Debug)]
+struct Marks {
+    packets: u64,
+    bytes: u64,
+}
+
+impl Marks {
+    fn new(limits: Limits) -> Self {
+        Self {
+            packets: limits.packets.unwrap_or(u64::MAX),
+            bytes: limits.bytes.unwrap_or(u64::MAX),
+        }
+    }
 }
 
 /// A limit that has been reached.
@@ -52,10 +74,12 @@ impl Usage {
         Self {
             packets: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            lifetime,
-            installed: now.monotonic,
+            soft: Marks::new(lifetime.soft()),
+            hard: Marks::new(lifetime.hard()),
             ended: AtomicU8::new(0),
             soft_seconds_told: AtomicBool::new(false),
+            lifetime,
+            installed: now.monotonic,
         }
     }
 
@@ -92,27 +116,36 @@ impl Usage {
     }
 
     /// Counts a run that has been carried, and tells which limits it reached.
+    #[inline]
     pub fn add(&self, packets: u64, bytes: u64, mut tell: impl FnMut(Reached)) {
         let packets_before = self.packets.fetch_add(packets, Relaxed);
         let bytes_before = self.bytes.fetch_add(bytes, Relaxed);
-        let (soft, hard) = (self.lifetime.soft(), self.lifetime.hard());
-        let crossed = |before: u64, more: u64, limit: Option<u64>| {
-            limit.is_some_and(|limit| before < limit && limit <= before.saturating_add(more))
+        let crossed = |before: u64, more: u64, limit: u64| {
+            before < limit && limit <= before.saturating_add(more)
         };
-        if crossed(packets_before, packets, soft.packets) {
+        if crossed(packets_before, packets, self.soft.packets) {
             tell(Reached::Soft(LifetimeUnit::Packets));
         }
-        if crossed(bytes_before, bytes, soft.bytes) {
+        if crossed(bytes_before, bytes, self.soft.bytes) {
             tell(Reached::Soft(LifetimeUnit::Bytes));
         }
-        if crossed(packets_before, packets, hard.packets) {
+        if crossed(packets_before, packets, self.hard.packets) {
             self.end(LifetimeUnit::Packets);
             tell(Reached::Hard(LifetimeUnit::Packets));
         }
-        if crossed(bytes_before, bytes, hard.bytes) {
+        if crossed(bytes_before, bytes, self.hard.bytes) {
             self.end(LifetimeUnit::Bytes);
             tell(Reached::Hard(LifetimeUnit::Bytes));
         }
+    }
+
+    /// Whether this many packets and bytes may all still be carried: what [`Usage::room_for`] answers, without a look at
+    /// each packet.
+    #[inline]
+    pub fn has_room_for_all(&self, packets: u64, bytes: u64) -> bool {
+        let packets_left = self.hard.packets.saturating_sub(self.packets());
+        let bytes_left = self.hard.bytes.saturating_sub(self.bytes());
+        !self.ended() && packets <= packets_left && bytes <= bytes_left
     }
 
     /// How many packets of these sizes may still be carried: those that begin within the hard
@@ -121,13 +154,8 @@ impl Usage {
         if self.ended() {
             return 0;
         }
-        let hard = self.lifetime.hard();
-        let packets_left = hard.packets.map_or(u64::MAX, |hard| {
-            hard.saturating_sub(self.packets.load(Relaxed))
-        });
-        let mut bytes_left = hard.bytes.map_or(u64::MAX, |hard| {
-            hard.saturating_sub(self.bytes.load(Relaxed))
-        });
+        let packets_left = self.hard.packets.saturating_sub(self.packets());
+        let mut bytes_left = self.hard.bytes.saturating_sub(self.bytes());
         let within = bytes.take_while(|bytes| {
             let begins = bytes_left > 0;
             bytes_left = bytes_left.saturating_sub(*bytes as u64);
@@ -157,7 +185,6 @@ impl Usage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esplane_api::Limits;
 
     fn limited(soft: Limits, hard: Limits) -> Usage {
         Usage::new(Lifetime::new(soft, hard).unwrap(), Now::default())
@@ -186,6 +213,7 @@ mod tests {
     fn only_packets_that_begin_within_the_limits_have_room() {
         let usage = limited(Limits::NONE, packets(3));
         assert_eq!(usage.room_for([9; 5].into_iter()), 3);
+        assert!(usage.has_room_for_all(3, 27) && !usage.has_room_for_all(4, 36));
         let bytes = Limits {
             bytes: Some(250),
             ..Limits::NONE

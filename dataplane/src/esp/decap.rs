@@ -7,10 +7,11 @@
 //!        look only                                      take the number    next header
 //! ```
 
-use super::{Jobs, associated_data, job};
+use super::{associated_data, job};
 use crate::{
     aead::{Aead, ICV_BYTES, Job},
-    sad::InboundEntry,
+    outbound::CHUNK_PACKETS,
+    sad::{InboundEntry, InboundSa},
     sequence::infer,
     wire::{
         Esp,
@@ -18,6 +19,7 @@ use crate::{
         protocol,
     },
 };
+use arrayvec::ArrayVec;
 use esplane_api::{DropReason, Esn};
 use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 
@@ -25,21 +27,20 @@ use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 const HIGH_HALVES_TRIED: u64 = 4;
 
 /// A packet whose number could be accepted, if it is authentic.
-pub struct Sealed<'t> {
-    /// Its SA.
-    pub entry: &'t InboundEntry,
+#[derive(Clone, Copy)]
+pub struct Sealed {
     number: u64,
 }
 
-/// A packet with the right ICV.
-pub struct Authentic<'t>(Sealed<'t>);
+/// Packets of one SA with the right ICV: a run, as numbers are taken together.
+pub struct Authentic<'t> {
+    entry: &'t InboundEntry,
+    numbers: ArrayVec<u64, CHUNK_PACKETS>,
+}
 
 /// An authentic packet whose number is taken.
 pub struct Accepted<'t> {
-    /// Its SA.
-    pub entry: &'t InboundEntry,
-    /// Whether its number is the highest so far.
-    pub newest: bool,
+    entry: &'t InboundEntry,
 }
 
 /// The payload of an accepted packet.
@@ -51,39 +52,28 @@ pub struct Opened {
     pub payload: Range<usize>,
 }
 
-impl<'t> Sealed<'t> {
+impl Sealed {
     /// Looks at the window and answers what the AEAD is to do. `at` is the ESP packet's place in
     /// the arena.
     #[inline]
-    pub fn check(
-        entry: &'t InboundEntry,
+    pub fn check<'t>(
+        sa: &'t InboundSa,
         esp: &Esp<'_>,
         at: &Range<usize>,
-        jobs: &mut Jobs<'t>,
-    ) -> Result<Self, DropReason> {
-        let sa = &*entry.sa;
+    ) -> Result<(Self, Job<'t>), DropReason> {
         let low = esp.sequence_low();
+        let head = sa.window.head();
         let number = match sa.esn {
             Esn::Off => u64::from(low),
-            Esn::On => infer(sa.window.head(), sa.window.window_packets(), low)
-                .ok_or(DropReason::ReplayTooOld)?,
+            Esn::On => {
+                infer(head, sa.window.window_packets(), low).ok_or(DropReason::ReplayTooOld)?
+            }
         };
-        sa.window.check(number)?;
+        sa.window.check_below(head, number)?;
         let payload = at.start + BEFORE_PAYLOAD_BYTES..at.end - ICV_BYTES;
         let numbered = (sa.id.spi, sa.esn, number);
-        jobs.push(job(&sa.key, sa.salt, esp.iv(), numbered, payload));
-        Ok(Self { entry, number })
-    }
-
-    /// Goes on only with the right ICV.
-    #[inline]
-    pub fn authenticate(self, job: &Job<'_>) -> Result<Authentic<'t>, DropReason> {
-        if job.ok {
-            Ok(Authentic(self))
-        } else {
-            self.entry.sa.note_failure();
-            Err(DropReason::AuthenticationFailed)
-        }
+        let job = job(&sa.key, sa.salt, esp.iv(), numbered, payload);
+        Ok((Self { number }, job))
     }
 
     /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303
@@ -91,12 +81,12 @@ impl<'t> Sealed<'t> {
     /// opened.
     pub fn resynchronise(
         &mut self,
+        sa: &InboundSa,
         aead: Aead,
         arena: &mut [u8],
-        job: &mut Job<'t>,
+        job: &mut Job<'_>,
         ciphertext: &[u8],
     ) {
-        let sa = &*self.entry.sa;
         for beyond in 1..=HIGH_HALVES_TRIED {
             let number = self.number.saturating_add(beyond << 32);
             let place = arena.get_mut(job.payload.start..job.payload.end + ICV_BYTES);
@@ -118,21 +108,50 @@ impl<'t> Sealed<'t> {
 }
 
 impl<'t> Authentic<'t> {
-    /// Takes the number, unless another copy of the packet was faster.
+    /// Of no packet yet.
     #[inline]
-    pub fn commit(self) -> Result<Accepted<'t>, DropReason> {
-        let Sealed { entry, number } = self.0;
-        match entry.sa.window.commit(number) {
-            Ok(newest) => Ok(Accepted { entry, newest }),
-            Err(reason) => {
-                entry.sa.replays.fetch_add(1, Relaxed);
-                Err(reason)
-            }
+    pub fn none_of(entry: &'t InboundEntry) -> Self {
+        Self {
+            entry,
+            numbers: ArrayVec::new(),
         }
+    }
+
+    /// Only with the right ICV does a packet of the SA go on.
+    #[inline]
+    pub fn authenticate(&mut self, sealed: Sealed, job: &Job<'_>) -> Result<(), DropReason> {
+        if job.ok && self.numbers.try_push(sealed.number).is_ok() {
+            Ok(())
+        } else {
+            self.entry.sa.note_failure();
+            Err(DropReason::AuthenticationFailed)
+        }
+    }
+
+    /// Takes the numbers, each unless another copy of its packet was faster. Tells so for each, in the order in which they
+    /// were authenticated, and answers which one is the highest so far, if one is.
+    #[inline]
+    pub fn commit(
+        self,
+        mut tell: impl FnMut(usize, Result<Accepted<'t>, DropReason>),
+    ) -> Option<usize> {
+        let entry = self.entry;
+        entry.sa.window.commit_run(&self.numbers, |index, taken| {
+            if taken.is_err() {
+                entry.sa.replays.fetch_add(1, Relaxed);
+            }
+            tell(index, taken.map(|()| Accepted { entry }));
+        })
     }
 }
 
-impl Accepted<'_> {
+impl<'t> Accepted<'t> {
+    /// Its SA.
+    #[inline]
+    pub fn sa(&self) -> &'t InboundSa {
+        &self.entry.sa
+    }
+
     /// Takes padding and trailer off what was decrypted at `at`.
     #[inline]
     pub fn strip(&self, decrypted: &[u8], at: &Range<usize>) -> Result<Opened, DropReason> {

@@ -1,11 +1,11 @@
 //! Outbound: puts ESP header, IV, padding and trailer around an inner packet, in place.
 
-use super::{Jobs, job};
+use super::job;
 use crate::{
     PacketBuf,
-    aead::ICV_BYTES,
+    aead::{ICV_BYTES, Job},
     sad::OutboundSa,
-    wire::esp::{BEFORE_PAYLOAD_BYTES, HEADER_BYTES, TRAILER_BYTES},
+    wire::esp::{BEFORE_PAYLOAD_BYTES, TRAILER_BYTES},
 };
 
 /// Bytes of padding that bring payload and trailer to a multiple of four (RFC 4303 §2.4).
@@ -25,14 +25,25 @@ pub const fn payload_bytes_within(esp_bytes: usize) -> usize {
 }
 
 /// Whether the packet's frame has room for ESP and `outer_bytes` of headers before it.
+#[inline]
 pub fn has_room(packet: &PacketBuf, payload_bytes: usize, outer_bytes: usize) -> bool {
     let behind = sealed_bytes(payload_bytes) - BEFORE_PAYLOAD_BYTES;
     packet.headroom() >= outer_bytes + BEFORE_PAYLOAD_BYTES
         && packet.data_bytes() + packet.tailroom() >= behind
 }
 
+/// Padding, its length, and room for the next header behind it, by padding length (RFC 4303 §2.4: padding is 1, 2, 3, …).
+/// Eight bytes: the rest is overwritten by the ICV.
+const TRAILERS: [[u8; 8]; 4] = [
+    [0, 0, 0, 0, 0, 0, 0, 0],
+    [1, 1, 0, 0, 0, 0, 0, 0],
+    [1, 2, 2, 0, 0, 0, 0, 0],
+    [1, 2, 3, 3, 0, 0, 0, 0],
+];
+
 /// Writes everything but the ciphertext and answers what remains for the AEAD to do. The packet's
-/// data becomes the whole ESP packet. `None` if its frame has no room ([`has_room`]).
+/// data becomes the whole ESP packet. Its frame must have room ([`has_room`]); `None` if the arena has not.
+#[inline]
 pub fn encap<'k>(
     arena: &mut [u8],
     packet: &mut PacketBuf,
@@ -40,38 +51,37 @@ pub fn encap<'k>(
     number: u64,
     payload_bytes: usize,
     next_header: u8,
-    jobs: &mut Jobs<'k>,
-) -> Option<()> {
-    let grown = sealed_bytes(payload_bytes) - BEFORE_PAYLOAD_BYTES;
-    let back = grown as i32 - packet.data_bytes() as i32;
-    if !packet.grow(BEFORE_PAYLOAD_BYTES as i32, back) {
-        return None;
-    }
-    let at = packet.data_range();
+) -> Option<Job<'k>> {
+    let start = packet
+        .data_range()
+        .start
+        .checked_sub(BEFORE_PAYLOAD_BYTES)?;
+    let at = start..start + sealed_bytes(payload_bytes);
+    packet.set_edges(at.start as u32, at.end as u32);
     let (header, rest) = arena
         .get_mut(at.clone())?
         .split_first_chunk_mut::<BEFORE_PAYLOAD_BYTES>()?;
 
     // RFC 4303 §2.1, §2.2: SPI and the low half of the number.
-    header[..4].copy_from_slice(&sa.id.spi.get().to_be_bytes());
-    header[4..HEADER_BYTES].copy_from_slice(&(number as u32).to_be_bytes());
     // RFC 4106 §3.1, RFC 7634 §2: any IV that never comes twice; the number never does.
-    let iv = number.to_be_bytes();
-    header[HEADER_BYTES..].copy_from_slice(&iv);
+    let spi = u128::from(sa.id.spi.get());
+    let words = spi << 96 | u128::from(number as u32) << 64 | u128::from(number);
+    *header = words.to_be_bytes();
 
-    // RFC 4303 §2.4: padding 1, 2, 3, …
     let padding = padding_bytes(payload_bytes);
-    let trailer = rest.get_mut(payload_bytes..payload_bytes + padding + TRAILER_BYTES)?;
-    for (place, value) in trailer.iter_mut().zip(1..=padding as u8) {
-        *place = value;
-    }
-    trailer[padding] = padding as u8;
-    trailer[padding + 1] = next_header;
+    let last = u64::from(next_header) << (8 * (padding + 1));
+    let trailer = u64::from_le_bytes(TRAILERS[padding]) | last;
+    *rest.get_mut(payload_bytes..)?.first_chunk_mut()? = trailer.to_le_bytes();
 
     let payload = at.start + BEFORE_PAYLOAD_BYTES..at.end - ICV_BYTES;
     let numbered = (sa.id.spi, sa.sequence.esn(), number);
-    jobs.push(job(&sa.key, sa.salt, iv, numbered, payload));
-    Some(())
+    Some(job(
+        &sa.key,
+        sa.salt,
+        number.to_be_bytes(),
+        numbered,
+        payload,
+    ))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use std::{
 const REMEMBERED_KEYS_MAX: usize = 4096;
 
 /// Recognises a key without holding it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct KeyDigest(u64);
 
 /// Keys without an SA. Cloning it copies a pointer.

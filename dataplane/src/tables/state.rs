@@ -33,6 +33,9 @@ pub(super) struct State {
     pub tunnels: BTreeMap<TunnelId, Arc<Defined>>,
     pub inbound: BTreeMap<Spi, Arc<Inbound>>,
     pub keys: KeyMemory,
+    /// Keys in use, so that an SA more costs the same however many there are.
+    sending: BTreeMap<KeyDigest, SaId>,
+    receiving: BTreeMap<(KeyDigest, u32), SaId>,
     definitions: u64,
     /// Slots in use, or free.
     pub slots: u32,
@@ -200,6 +203,7 @@ impl State {
             .ok_or(CommandProblem::UnknownTunnel(id))?;
         self.free_slots.push(tunnel.slot);
         for outbound in &tunnel.outbound {
+            self.sending.remove(&outbound.key);
             self.keys.sent(outbound.key, outbound.sa.sequence.clone());
         }
         let gone: Vec<Spi> = self
@@ -237,6 +241,7 @@ impl State {
             return Err(CommandProblem::KeyUsedOtherWay);
         }
         let window = self.keys.take_window(key, params.spi, params.window);
+        self.receiving.insert((key, params.spi.get()), params.id());
         let inbound = Inbound::new(context, key, params, window);
         self.inbound.insert(inbound.sa.id.spi, Arc::new(inbound));
         Ok(())
@@ -280,6 +285,7 @@ impl State {
             outbound.role = Role::Sends;
         }
         tunnel.outbound.push(Arc::new(outbound));
+        self.sending.insert(key, id);
         Ok(())
     }
 
@@ -329,6 +335,7 @@ impl State {
             Direction::Outbound => {
                 let gone = self.outbound(id)?;
                 let (key, sequence) = (gone.key, gone.sa.sequence.clone());
+                self.sending.remove(&key);
                 self.keys.sent(key, sequence);
                 let tunnel = self.tunnel_mut(id.tunnel)?;
                 tunnel.outbound.retain(|outbound| outbound.sa.id != id);
@@ -340,6 +347,7 @@ impl State {
 
     fn remove_inbound(&mut self, spi: Spi) {
         if let Some(gone) = self.inbound.remove(&spi) {
+            self.receiving.remove(&(gone.key, spi.get()));
             self.keys.received(gone.key, spi, gone.sa.window.clone());
         }
     }
@@ -397,15 +405,14 @@ impl State {
     }
 
     fn sender_with(&self, key: KeyDigest) -> Option<SaId> {
-        let mut all = self.tunnels.values().flat_map(|tunnel| &tunnel.outbound);
-        all.find(|outbound| outbound.key == key)
-            .map(|outbound| outbound.sa.id)
+        self.sending.get(&key).copied()
     }
 
     fn receiver_with(&self, key: KeyDigest) -> Option<SaId> {
-        let mut all = self.inbound.values();
-        all.find(|inbound| inbound.key == key)
-            .map(|inbound| inbound.sa.id)
+        let mut all = self.receiving.range((key, 0)..);
+        all.next()
+            .filter(|((other, _), _)| *other == key)
+            .map(|(_, id)| *id)
     }
 }
 

@@ -15,11 +15,13 @@ pub fn add(sum: u64, bytes: &[u8]) -> u64 {
 }
 
 /// Folds a sum into the checksum.
-pub fn finish(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
+#[inline]
+pub fn finish(sum: u64) -> u16 {
+    // 64 bits become 33, 17 and more, 17, 16.
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// Checksum after one 16-bit word has changed (RFC 1624 §3, equation 3).

@@ -95,7 +95,7 @@ impl Flow {
     /// The same, as far as it needs no look-up; its key is no flow's.
     pub fn head(&self) -> Head {
         Head {
-            key: FlowKey([0; 5]),
+            key: FlowKey::NONE,
             tos: self.tos,
             df: self.df,
             total_bytes: self.total_bytes,
@@ -134,6 +134,10 @@ pub struct Head {
 pub struct FlowKey([u64; 5]);
 
 impl FlowKey {
+    /// No flow's.
+    pub(crate) const NONE: Self = Self([0; 5]);
+
+    #[inline]
     pub(crate) fn is_ipv4(&self) -> bool {
         self.0[4] as u8 == 4
     }
@@ -160,11 +164,13 @@ impl FlowKey {
 }
 
 impl PartialEq for FlowKey {
-    /// Five words in registers; derived, it would be a call of `memcmp`.
+    /// Word by word in registers; derived, it would be a call of `memcmp`. Packets of one family share the last word's
+    /// version, and IPv4 has nothing in the words between.
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        let words = self.0.iter().zip(&other.0);
-        words.fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+        let differs = |at: usize| self.0[at] ^ other.0[at];
+        differs(0) | differs(4) == 0
+            && (self.is_ipv4() || differs(1) | differs(2) | differs(3) == 0)
     }
 }
 
@@ -231,11 +237,11 @@ fn ports(protocol: u8, payload: &[u8]) -> Option<(u16, u16)> {
 }
 
 /// The big-endian 16-bit field at a fixed place of a fixed-size header.
-fn u16_at<const N: usize>(header: &[u8; N], at: usize) -> u16 {
+pub(crate) fn u16_at<const N: usize>(header: &[u8; N], at: usize) -> u16 {
     u16::from_be_bytes([header[at], header[at + 1]])
 }
 
-fn u32_at<const N: usize>(header: &[u8; N], at: usize) -> u32 {
+pub(crate) fn u32_at<const N: usize>(header: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes(array::from_fn(|i| header[at + i]))
 }
 

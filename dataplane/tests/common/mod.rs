@@ -164,7 +164,7 @@ impl Scene {
         Outer {
             local: east,
             remote: SocketAddr::new(west, if self.udp { 4500 } else { 0 }),
-            local_port: if self.udp { 4500 } else { 0 },
+            local_port: if self.udp { 4501 } else { 0 },
             udp: self.udp,
             tos: 0,
             df: false,
