@@ -27,7 +27,7 @@ use esplane_dataplane::{
 };
 use std::{
     hint::black_box,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Barrier,
     thread,
 };
@@ -119,38 +119,47 @@ pub fn all() -> Vec<Case> {
             of(AES128, SMALL, 1_000);
             of(AES128, SMALL, 10_000);
             of(AES128, Size::Imix, 10_000);
+            of(AES128, SMALL, 100_000);
         }
     }
-    for size in [SMALL, Size::Bytes(1400)] {
-        let setting = Setting {
-            suite: AES128,
-            sas: 1,
-            size,
-            headers: written,
-            many_flows: true,
-        };
-        let measure = Box::new(move |aead, clock: &Clock| two_workers(aead, clock, setting));
-        cases.push(Case {
-            name: "outbound-path",
-            variant: "one SA, shared".to_owned(),
-            size: Some(size),
-            suite: Some(AES128),
-            sas: 1,
-            workers: 2,
-            measure,
-        });
+    for (name, of_packets) in [
+        ("outbound-path", outbound as OfPackets),
+        ("inbound-path", inbound),
+    ] {
+        for size in [SMALL, Size::Bytes(1400)] {
+            let setting = Setting {
+                suite: AES128,
+                sas: 1,
+                size,
+                headers: written,
+                many_flows: true,
+            };
+            let measure =
+                Box::new(move |aead, clock: &Clock| two_workers(aead, clock, setting, of_packets));
+            cases.push(Case {
+                name,
+                variant: "one SA, shared".to_owned(),
+                size: Some(size),
+                suite: Some(AES128),
+                sas: 1,
+                workers: 2,
+                measure,
+            });
+        }
     }
     for prefixes in [100_000, 1_000_000] {
         for random in [false, true] {
-            let variant = format!(
-                "{} keys, {prefixes} prefixes",
-                if random { "random" } else { "hot" }
-            );
+            let keys = if random { "random" } else { "hot" };
+            let variant = format!("{keys} keys, {prefixes} IPv4 networks");
             cases.push(small("route-lookup", variant, move |clock| {
-                route_lookup(clock, prefixes, random)
+                route_lookup::<u32>(clock, prefixes, random)
             }));
         }
     }
+    let variant = "random keys, 200000 IPv6 networks".to_owned();
+    cases.push(small("route-lookup", variant, |clock| {
+        route_lookup::<u128>(clock, 200_000, true)
+    }));
     cases.push(small("replay", "in order".to_owned(), replay));
     cases.push(small(
         "handshake",
@@ -279,15 +288,16 @@ fn aead_alone(aead: Aead, clock: &Clock, suite: AeadSuite, size: Size, open: boo
     measured
 }
 
-/// Two threads seal with one SA at the same time; each measures while the other works.
-fn two_workers(aead: Aead, clock: &Clock, setting: Setting) -> Measured {
-    let shared = Scene::new(aead, setting).west;
+/// Two threads work with one SA at the same time; each measures while the other works.
+fn two_workers(aead: Aead, clock: &Clock, setting: Setting, of_packets: OfPackets) -> Measured {
+    let shared = Scene::new(aead, setting);
+    let (west, east) = (shared.west, shared.east);
     let begin = Barrier::new(2);
     let one = || {
         let mut scene = Scene::new(aead, setting);
-        scene.west = shared.clone();
+        (scene.west, scene.east) = (west.clone(), east.clone());
         begin.wait();
-        outbound(clock, scene)
+        of_packets(clock, scene)
     };
     let [a, b] = thread::scope(|scope| {
         let other = scope.spawn(one);
@@ -298,51 +308,73 @@ fn two_workers(aead: Aead, clock: &Clock, setting: Setting) -> Measured {
     clock.measured(together(a.ns, b.ns), together(a.median_ns, b.median_ns))
 }
 
-fn route_lookup(clock: &Clock, prefixes: u32, random: bool) -> Measured {
+/// A family whose addresses are numbers.
+trait Family: Copy {
+    /// Lengths as the Internet has them.
+    const LENGTHS: [u8; 6];
+    fn random(numbers: &mut Random) -> Self;
+    fn address(self) -> IpAddr;
+}
+
+impl Family for u32 {
+    const LENGTHS: [u8; 6] = [24, 24, 24, 22, 20, 16];
+
+    fn random(numbers: &mut Random) -> Self {
+        numbers.next() as u32
+    }
+
+    fn address(self) -> IpAddr {
+        Ipv4Addr::from_bits(self).into()
+    }
+}
+
+impl Family for u128 {
+    const LENGTHS: [u8; 6] = [48, 48, 48, 44, 40, 32];
+
+    /// Within 2000::/12, as the registries' networks are.
+    fn random(numbers: &mut Random) -> Self {
+        let (high, low) = (numbers.next() >> 12, numbers.next());
+        0x2 << 124 | u128::from(high) << 64 | u128::from(low)
+    }
+
+    fn address(self) -> IpAddr {
+        Ipv6Addr::from_bits(self).into()
+    }
+}
+
+fn route_lookup<A: Family>(clock: &Clock, prefixes: u32, random: bool) -> Measured {
+    const LOOKUPS: usize = 256;
     let mut numbers = Random(1);
-    let rule = |number: u32, address: u32| Rule {
-        // Lengths as the Internet has them: mostly /24, then shorter.
+    let addresses: Vec<A> = (0..prefixes).map(|_| A::random(&mut numbers)).collect();
+    let spd = Spd::new(addresses.iter().enumerate().map(|(number, address)| Rule {
         selectors: SelectorPair::to(IpPrefix::truncated(
-            Ipv4Addr::from_bits(address).into(),
-            [24, 24, 24, 22, 20, 16][number as usize % 6],
+            address.address(),
+            A::LENGTHS[number % A::LENGTHS.len()],
         )),
         priority: 0,
         decision: Decision::Discard,
-    };
-    let addresses: Vec<u32> = (0..prefixes).map(|_| numbers.next() as u32).collect();
-    let spd = Spd::new(
-        addresses
-            .iter()
-            .enumerate()
-            .map(|(number, address)| rule(number as u32, *address)),
-    );
+    }));
     let mut packet = [0; 28];
-    packet[0] = 0x45;
-    packet[2..4].copy_from_slice(&28_u16.to_be_bytes());
-    packet[9] = 17;
-    let Some(flow) = Flow::parse(&packet) else {
+    (packet[0], packet[3], packet[9]) = (0x45, 28, 17);
+    let Some(mut flow) = Flow::parse(&packet) else {
         panic!("a plain packet is not understood")
     };
+    flow.source = addresses[0].address();
     let keys: usize = if random { 1 << 16 } else { 16 };
-    let flows: Vec<Flow> = (0..keys)
-        .map(|_| {
-            let address = addresses[numbers.next() as usize % addresses.len()];
-            Flow {
-                destination: IpAddr::V4(Ipv4Addr::from_bits(address)),
-                ..flow
-            }
-        })
+    let keys: Vec<A> = (0..keys)
+        .map(|_| addresses[numbers.next() as usize % addresses.len()])
         .collect();
     let mut at = 0;
     clock.measure(
-        256,
+        LOOKUPS,
         || {
-            at = (at + 256) % flows.len();
+            at += LOOKUPS;
             at
         },
         |at| {
-            for index in 0..256 {
-                black_box(spd.decide(&flows[(at + index) % flows.len()]));
+            for index in at..at + LOOKUPS {
+                flow.destination = keys[index & (keys.len() - 1)].address();
+                black_box(spd.decide(&flow));
             }
         },
     )

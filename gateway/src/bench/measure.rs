@@ -6,7 +6,7 @@ use std::{
 };
 
 /// How long each case is measured.
-const PATIENCE: Duration = Duration::from_millis(450);
+const PATIENCE: Duration = Duration::from_millis(400);
 /// Windows at least, however long one takes.
 const WINDOWS_MIN: usize = 30;
 /// Multiplications in a row when the core's clock is taken.

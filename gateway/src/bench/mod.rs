@@ -10,11 +10,14 @@
 //!
 //! * A *window* is one run over a batch of 64 packets that lie in the cache, a few microseconds. It is prepared outside of
 //!   the measured time (fresh packets, or freshly sealed ones). Each figure is the **minimum over all windows of
-//!   about half a second**, which is what the code costs when nobody disturbs it; the median beside it says what
+//!   0.4 seconds**, which is what the code costs when nobody disturbs it; the median beside it says what
 //!   the machine made of it.
 //! * **Core cycles** are nanoseconds times the core's clock, which a chain of dependent multiplications, three
 //!   cycles each on every x86-64 core of the last decade, shows in the same run. Not the time stamp counter: that
 //!   one ticks at another rate.
+//! * With two workers, each thread measures its own windows while the other works; their rates are added. Preparing a window
+//!   is not measured, but the other thread's packets are under way meanwhile as well.
+//! * SAs of a case with many are met in turn, one packet each: the worst order there is.
 //! * Peers' figures come from one machine of the Sapphire Rapids class at 3.0 GHz; ratios compare cycles.
 
 mod cases;

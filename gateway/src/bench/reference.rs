@@ -17,6 +17,16 @@ const VPP_OUTBOUND: Row = ([77.8, 83.0, 100.0, 116.0, 147.0, 158.0], Some(101.0)
 const VPP_INBOUND: Row = ([90.8, 93.3, 107.0, 122.0, 148.0, 158.0], Some(111.0));
 const VITA_ENCAPSULATE: Row = ([91.2, 96.7, 116.0, 160.0, 252.0, 362.0], None);
 const VITA_DECAPSULATE: Row = ([91.5, 83.3, 111.0, 159.0, 252.0, 341.0], None);
+/// Both directions on one core, in millions of packets a second.
+const VPP_LOOP: [(usize, f64); 4] = [(64, 5.0), (256, 3.9), (1024, 2.44), (1400, 2.28)];
+const VITA_LOOP: [(usize, f64); 6] = [
+    (64, 3.19),
+    (128, 2.66),
+    (256, 2.65),
+    (512, 2.05),
+    (1024, 1.32),
+    (1400, 1.02),
+];
 const IPSEC_MB_SEAL: [(usize, f64); 7] = [
     (64, 43.0),
     (128, 52.0),
@@ -35,6 +45,7 @@ pub fn peers(name: &str, size: Size) -> Vec<(&'static str, f64)> {
         "outbound-path" => &[("VPP", VPP_OUTBOUND)],
         "inbound-path" => &[("VPP", VPP_INBOUND)],
         "aead-seal" => return ipsec_mb(size),
+        "loop" => return loops(size),
         _ => &[],
     };
     rows.iter()
@@ -49,6 +60,16 @@ pub fn peers(name: &str, size: Size) -> Vec<(&'static str, f64)> {
             Some((*peer, ns? * GHZ))
         })
         .collect()
+}
+
+/// Millions of packets a second, turned into cycles.
+fn loops(size: Size) -> Vec<(&'static str, f64)> {
+    let of = |peer, row: &[(usize, f64)]| {
+        let known = row.iter().find(|(bytes, _)| size == Size::Bytes(*bytes));
+        known.map(|(_, mpps)| (peer, 1000.0 / mpps * GHZ))
+    };
+    let known = [of("VPP", &VPP_LOOP), of("Vita", &VITA_LOOP)];
+    known.into_iter().flatten().collect()
 }
 
 fn ipsec_mb(size: Size) -> Vec<(&'static str, f64)> {
