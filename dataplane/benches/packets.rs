@@ -6,7 +6,10 @@
 #[path = "../../gateway/src/bench/scene.rs"]
 mod scene;
 
-use divan::{Bencher, counter::ItemsCount};
+use divan::{
+    Bencher,
+    counter::{BytesCount, ItemsCount},
+};
 use esplane_api::{AeadSuite, IpPrefix, SelectorPair, WindowSize};
 use esplane_dataplane::{
     Aead, Inbound, Outbound, OuterHeaders,
@@ -34,15 +37,17 @@ const OF_MANY_FLOWS: [(usize, usize); 8] = [
     (64, 100_000),
 ];
 
-fn scene((bytes, sas): (usize, usize), many_flows: bool) -> Scene {
+/// The scene, and the inner bytes of one of its windows.
+fn scene((bytes, sas): (usize, usize), many_flows: bool) -> (Scene, BytesCount) {
+    let size = if bytes == 0 {
+        Size::Imix
+    } else {
+        Size::Bytes(bytes)
+    };
     let setting = Setting {
         suite: AeadSuite::Aes128Gcm16,
         sas,
-        size: if bytes == 0 {
-            Size::Imix
-        } else {
-            Size::Bytes(bytes)
-        },
+        size,
         headers: if many_flows {
             OuterHeaders::Written
         } else {
@@ -50,23 +55,29 @@ fn scene((bytes, sas): (usize, usize), many_flows: bool) -> Scene {
         },
         many_flows,
     };
-    Scene::new(Aead::detect(), setting)
+    let window_bytes = size.mean() * PACKETS as f64;
+    (
+        Scene::new(Aead::detect(), setting),
+        BytesCount::new(window_bytes as u64),
+    )
 }
 
-fn outbound(bencher: Bencher, scene: Scene) {
+fn outbound(bencher: Bencher, (scene, bytes): (Scene, BytesCount)) {
     let (scene, mut outbound) = (RefCell::new(scene), Outbound::new(PACKETS));
     bencher
         .counter(ItemsCount::new(PACKETS))
+        .counter(bytes)
         .with_inputs(|| scene.borrow_mut().fill())
         .bench_local_values(|()| scene.borrow_mut().outbound(&mut outbound));
     scene.borrow().check();
 }
 
-fn inbound(bencher: Bencher, scene: Scene) {
+fn inbound(bencher: Bencher, (scene, bytes): (Scene, BytesCount)) {
     let (scene, mut sender) = (RefCell::new(scene), Outbound::new(PACKETS));
     let mut inbound = Inbound::new(PACKETS);
     bencher
         .counter(ItemsCount::new(PACKETS))
+        .counter(bytes)
         .with_inputs(|| scene.borrow_mut().fill_sealed(&mut sender))
         .bench_local_values(|()| scene.borrow_mut().inbound(&mut inbound));
     scene.borrow().check();

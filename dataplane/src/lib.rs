@@ -74,6 +74,7 @@
 //! | RFC 2675 jumbograms, transport mode, AH | not supported |
 
 pub mod aead;
+mod atomic;
 pub mod batch;
 pub mod esp;
 mod inbound;

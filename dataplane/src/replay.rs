@@ -20,7 +20,8 @@
 //!
 //! **Exact under any number of workers.** The block in a slot only gets newer and its bits only grow,
 //! so of all commits of one number exactly one finds its bit unset: accepted once, never twice,
-//! whatever `head` shows meanwhile. All that is decided lives in one word, hence relaxed ordering.
+//! whatever `head` shows meanwhile. All that is decided lives in one word, hence relaxed ordering. `tests/loom.rs` tries
+//! every order of two workers.
 //!
 //! **The whole window is covered.** A block is displaced by the one `slots` blocks later, at the earliest when
 //! the head is that block's first number. Its own last number then lies `32 · slots - 31` behind,
@@ -32,8 +33,8 @@
 //! numbers in such jumps and never hits a slot on the way could make it look newer than it is, and
 //! all it gains is that its packets in this slot are refused.
 
+use crate::atomic::{AtomicU64, Relaxed};
 use esplane_api::{DropReason, WindowSize};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Numbers per slot.
 const BLOCK_BITS: u64 = 32;

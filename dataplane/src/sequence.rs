@@ -11,11 +11,9 @@
 //!                └ one atomic add per run of packets, by any number of workers
 //! ```
 
+use crate::atomic::{AtomicU64, Relaxed};
 use esplane_api::{Esn, SequenceStart};
-use std::{
-    ops::Range,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::ops::Range;
 
 /// `low_at` of a counter that has no reservation to extend.
 const NEVER: u64 = u64::MAX;

@@ -164,6 +164,34 @@ fn many_workers_accept_each_number_exactly_once() {
     }
 }
 
+/// The same with runs, as workers do it: each takes up to 64 numbers at once, and all of them overlap.
+#[test]
+fn many_workers_take_overlapping_runs_exactly_once() {
+    const NUMBERS: u64 = 40_000;
+    let w = window(65_536);
+    let accepted: Vec<AtomicU32> = (0..=NUMBERS).map(|_| AtomicU32::new(0)).collect();
+    thread::scope(|scope| {
+        for worker in 0..4u64 {
+            let (w, accepted) = (&w, &accepted);
+            scope.spawn(move || {
+                let mut first = 1 + worker * 5;
+                while first <= NUMBERS {
+                    let run: Vec<u64> = (first..=NUMBERS.min(first + 63)).collect();
+                    w.commit_run(&run, |index, taken| {
+                        if taken.is_ok() {
+                            accepted[run[index] as usize].fetch_add(1, Relaxed);
+                        }
+                    });
+                    first += 17 + worker;
+                }
+            });
+        }
+    });
+    for (number, times) in accepted.iter().enumerate().skip(1) {
+        assert_eq!(times.load(Relaxed), 1, "number {number}");
+    }
+}
+
 /// A small window that the workers push ahead of each other: never twice, whoever wins.
 #[test]
 fn a_race_for_a_moving_window_accepts_nothing_twice() {
@@ -238,6 +266,39 @@ proptest! {
             let number = model.head.saturating_add_signed(step);
             prop_assert_eq!(receive(&w, number), model.commit(number), "number {}", number);
             prop_assert_eq!(w.head(), model.head);
+        }
+    }
+
+    /// A run is taken as its numbers would be one after the other.
+    #[test]
+    fn a_run_is_its_numbers_one_by_one(
+        packets in prop_oneof![Just(32u32), Just(64), 32..300u32],
+        runs in proptest::collection::vec(
+            proptest::collection::vec(prop_oneof![-3i64..5, -80i64..80, -400i64..400], 1..64),
+            1..12,
+        ),
+    ) {
+        let (at_once, one_by_one) = (window(packets), window(packets));
+        let mut at = 1_u64;
+        for run in runs {
+            let numbers: Vec<u64> = run
+                .iter()
+                .map(|step| {
+                    at = at.saturating_add_signed(*step);
+                    at
+                })
+                .collect();
+            let expected: Vec<_> = numbers.iter().map(|number| one_by_one.commit(*number)).collect();
+            let mut told = Vec::new();
+            let newest = at_once.commit_run(&numbers, |index, taken| {
+                assert_eq!(index, told.len());
+                told.push(taken);
+            });
+            let last_newest = expected.iter().rposition(|result| *result == Ok(true));
+            prop_assert_eq!(newest, last_newest);
+            let expected: Vec<_> = expected.into_iter().map(|result| result.map(|_| ())).collect();
+            prop_assert_eq!(told, expected, "{:?}", numbers);
+            prop_assert_eq!(at_once.head(), one_by_one.head());
         }
     }
 }

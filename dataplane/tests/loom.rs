@@ -1,0 +1,106 @@
+//! Every order in which workers can meet on one SA, by loom: `tests/run loom`. In a build without `--cfg loom` there is
+//! nothing here.
+#![cfg(loom)]
+
+use esplane_api::{Esn, SequenceStart, WindowSize};
+use esplane_dataplane::{replay::ReplayWindow, sequence::SequenceCounter};
+use loom::{sync::Arc, thread};
+
+/// The numbers of `run` that the window takes.
+fn taken(window: &ReplayWindow, run: &[u64]) -> Vec<u64> {
+    let mut taken = Vec::new();
+    window.commit_run(run, |index, result| {
+        if result.is_ok() {
+            taken.push(run[index]);
+        }
+    });
+    taken
+}
+
+/// One thread per run; what each has taken, in one sorted list.
+fn all_taken(window: ReplayWindow, runs: [&'static [u64]; 2]) -> (Vec<u64>, Arc<ReplayWindow>) {
+    let window = Arc::new(window);
+    let other = {
+        let window = window.clone();
+        thread::spawn(move || taken(&window, runs[1]))
+    };
+    let mut all = taken(&window, runs[0]);
+    all.extend(other.join().unwrap());
+    all.sort_unstable();
+    (all, window)
+}
+
+fn window(packets: u32) -> ReplayWindow {
+    ReplayWindow::new(WindowSize::new(packets).unwrap(), 0)
+}
+
+#[test]
+fn overlapping_runs_take_each_number_exactly_once() {
+    loom::model(|| {
+        let (all, window) = all_taken(window(64), [&[1, 2, 33], &[2, 33, 34]]);
+        assert_eq!(all, [1, 2, 33, 34]);
+        assert_eq!(window.head(), 34);
+    });
+}
+
+/// One worker moves the window past what the other has in hand: it may come too late, but never twice.
+#[test]
+fn a_window_that_jumps_ahead_takes_nothing_twice() {
+    loom::model(|| {
+        let window = window(32);
+        // 5 and 5 + 64 share a slot: a window of 32 has two.
+        assert_eq!(taken(&window, &[5]), [5]);
+        let (all, window) = all_taken(window, [&[5, 6, 7], &[7, 69, 6]]);
+        assert!(!all.contains(&5) && all.contains(&69), "{all:?}");
+        for number in [6, 7] {
+            assert!(all.iter().filter(|taken| **taken == number).count() <= 1);
+        }
+        assert_eq!(window.head(), 69);
+    });
+}
+
+/// `newest` follows the peer's address: of two workers, one at most may believe that it has the newest packet of all.
+#[test]
+fn the_highest_number_is_newest_once() {
+    loom::model(|| {
+        let window = Arc::new(window(64));
+        let other = {
+            let window = window.clone();
+            thread::spawn(move || window.commit_run(&[3, 9], |_, _| {}))
+        };
+        let mine = window.commit_run(&[9, 4], |_, _| {});
+        let newest = [mine == Some(0), other.join().unwrap() == Some(1)];
+        assert_eq!(newest.iter().filter(|newest| **newest).count(), 1);
+    });
+}
+
+#[test]
+fn workers_reserve_every_number_once_and_none_past_the_end() {
+    loom::model(|| {
+        let last = u64::from(u32::MAX);
+        let start = SequenceStart {
+            first: last - 4,
+            reserved_until: Some(last - 2),
+        };
+        let counter = Arc::new(SequenceCounter::new(Esn::Off, start));
+        let other = {
+            let counter = counter.clone();
+            thread::spawn(move || {
+                let first = counter.reserve(2);
+                counter.extend(last);
+                [first, counter.reserve(2)]
+            })
+        };
+        let mine = [counter.reserve(2), counter.reserve(1)];
+        let mut all: Vec<u64> = mine
+            .into_iter()
+            .chain(other.join().unwrap())
+            .flatten()
+            .collect();
+        let count = all.len();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), count, "one number twice");
+        assert!(all.iter().all(|number| (last - 4..=last).contains(number)));
+    });
+}
