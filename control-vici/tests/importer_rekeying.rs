@@ -242,3 +242,44 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn after_many_rekeys_nothing_is_left_of_the_old_ones() {
+    let mut world = World::with(&Negotiated::new(1));
+    for number in 1..60 {
+        let (old, new) = (Negotiated::new(number), Negotiated::new(number + 1));
+        for (side, step) in RECORDED {
+            apply(world.end(side), step, &old, &new);
+        }
+        world.talk();
+        world.west.later(Duration::from_secs(20));
+        let children = world.west.importer.children();
+        assert_eq!(children.len(), 1);
+        assert!(
+            children[0].unique_ids.len() <= 2,
+            "{:?}",
+            children[0].unique_ids
+        );
+    }
+    // charon tells of the end of the last one only.
+    let last = Negotiated::new(60);
+    world.west.delete(&last, Outbound);
+    world.west.delete(&last, Inbound);
+    world.west.child_down(&last);
+    assert!(world.west.writer.tunnels().is_empty() && world.west.importer.routes().is_empty());
+}
+
+#[test]
+fn a_child_whose_end_nobody_tells_is_over_without_sas() {
+    let (first, redundant) = (Negotiated::new(1), Negotiated::new(2));
+    let mut world = World::with(&first);
+    world.west.establish(&redundant);
+    for of in [&first, &redundant] {
+        world.west.delete(of, Outbound);
+        world.west.delete(of, Inbound);
+    }
+    world.west.child_down(&first);
+    assert_eq!(world.west.writer.tunnels().len(), 1, "a MOBIKE, perhaps");
+    world.west.later(Duration::from_secs(11));
+    assert!(world.west.writer.tunnels().is_empty() && world.west.importer.children().is_empty());
+}

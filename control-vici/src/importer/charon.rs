@@ -151,7 +151,8 @@ impl Charon {
     pub fn is_there(&self, id: ChildId) -> bool {
         let child = self.children.get(&id);
         child.is_some_and(|child| {
-            child.presence == Presence::There && child.sa.state != ChildState::Leaving
+            child.presence == Presence::There
+                && matches!(child.sa.state, ChildState::Coming | ChildState::Installed)
         })
     }
 
@@ -173,7 +174,12 @@ impl Charon {
     /// Forgets what is over and of no use any more.
     pub fn forget(&mut self, is_used: impl Fn(ChildId) -> bool) {
         let over: Vec<ChildId> = (self.children.iter())
-            .filter(|(id, child)| child.presence != Presence::There && !is_used(**id))
+            .filter(|(id, child)| {
+                // Of a replaced child's end no event tells.
+                let over =
+                    child.presence != Presence::There || child.sa.state == ChildState::Replaced;
+                over && !is_used(**id)
+            })
             .map(|(id, _)| *id)
             .collect();
         over.iter().for_each(|id| self.remove(*id));
@@ -261,7 +267,8 @@ impl Charon {
         id
     }
 
-    fn end(&mut self, id: ChildId) {
+    /// charon has ended it, said or unsaid.
+    pub fn end(&mut self, id: ChildId) {
         if let Some(child) = self.children.get_mut(&id) {
             child.presence = Presence::Ended;
         }

@@ -21,6 +21,8 @@ use std::{
     time::Duration,
 };
 
+/// How long a child may be without SAs: a MOBIKE takes milliseconds.
+const BEREFT: Duration = Duration::from_secs(10);
 /// Of how many SAs the kernel is told every second what they have carried; with more, each has its turn less often.
 const SAS_PER_SECOND: u64 = 1024;
 /// How long an inbound SA outlives its DELSA while charon has its child: a MOBIKE's NEWSA follows in milliseconds.
@@ -47,6 +49,8 @@ pub struct Importer {
     /// Whether each tunnel's commands go in a list of their own, after a refusal.
     pub(super) one_by_one: bool,
     pub(super) wake_at: Option<Duration>,
+    /// Children that have lost an SA, and when to look whether they have any.
+    bereft: BTreeMap<ChildId, Duration>,
     seen_kernel: bool,
     seen_charon: bool,
     /// How many tunnels there have been.
@@ -69,6 +73,7 @@ impl Importer {
             undo: VecDeque::new(),
             one_by_one: false,
             wake_at: None,
+            bereft: BTreeMap::new(),
             seen_kernel: false,
             seen_charon: false,
             made: 0,
@@ -111,9 +116,7 @@ impl Importer {
             self.tell_if_ended_in_use(now, child);
         }
         self.settle(now);
-        let kernel = &self.kernel;
-        let used: BTreeSet<ChildId> = kernel.iter().filter_map(|(_, sa)| sa.child).collect();
-        self.charon.forget(|child| used.contains(&child));
+        self.forget_children();
     }
 
     /// Something the kernel has told.
@@ -281,6 +284,11 @@ impl Importer {
             return;
         };
         self.dirty.insert(id);
+        if let Some(child) = sa.child {
+            let until = now.monotonic + BEREFT;
+            self.bereft.insert(child, until);
+            self.wake(until);
+        }
         let Some(tunnel) = self.tunnels.get_mut(&id) else {
             return;
         };
@@ -394,8 +402,42 @@ impl Importer {
         self.dirty.extend(ended.map(|(_, sa)| sa.tunnel));
     }
 
+    /// Of some children's end charon tells by no event, such as one of two rekeyings that collided: without SAs for
+    /// a while they are over.
+    fn end_bereft(&mut self, now: Now) {
+        let due = self
+            .bereft
+            .extract_if(.., |_, until| *until <= now.monotonic);
+        let due: BTreeSet<ChildId> = due.map(|(child, _)| child).collect();
+        if !due.is_empty() {
+            let used: BTreeSet<ChildId> =
+                self.kernel.iter().filter_map(|(_, sa)| sa.child).collect();
+            due.difference(&used)
+                .for_each(|child| self.charon.end(*child));
+            let without = self
+                .tunnels
+                .iter()
+                .filter(|(_, tunnel)| tunnel.members.is_empty());
+            self.dirty.extend(without.map(|(id, _)| *id));
+            self.forget_children();
+        }
+        if let Some(next) = self.bereft.values().min() {
+            self.wake(*next);
+        }
+    }
+
+    fn forget_children(&mut self) {
+        // Before the kernel's first word every SA may be one of theirs.
+        if self.seen_kernel {
+            let used: BTreeSet<ChildId> =
+                self.kernel.iter().filter_map(|(_, sa)| sa.child).collect();
+            self.charon.forget(|child| used.contains(&child));
+        }
+    }
+
     /// What only time makes happen.
     fn look_at_clock(&mut self, now: Now) {
+        self.end_bereft(now);
         self.end_lingering(|sa| sa.until <= now.monotonic);
         let ends: Vec<Duration> = self.lingering.values().map(|sa| sa.until).collect();
         for at in ends {

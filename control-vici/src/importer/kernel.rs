@@ -1,4 +1,6 @@
 //! What the kernel has told: its SAs, oldest first, and where each stands on its way into the dataplane.
+//!
+//! Keys stay here as long as the kernel has their SA, for another installation under another address, and are wiped then.
 
 use super::{
     charon::ChildId,
