@@ -9,6 +9,7 @@ import sys
 ROWS = [
     ("tcp1", None), ("tcp8", None), ("udp1400", None), ("pps64", None), ("ppsimix", None),
     ("latency", "p50 idle"), ("latency", "p99 idle"), ("latency", "p50 loaded"), ("latency", "p99 loaded"),
+    ("soak", "memory grown"),
 ]
 #: Of the gateways themselves.
 RESOURCES = [("cpu", None), ("idle", None), ("memory", None)]

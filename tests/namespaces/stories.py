@@ -296,6 +296,28 @@ def nic_mode_is_refused_clearly(world):
     assert "xdp" not in world.machines[0].link("eth0")
 
 
+def every_size_around_the_mtu(world):
+    """IPv4 and IPv6 inside IPv4 and IPv6, through sockets and past the kernel: the largest that fits, and one byte more."""
+    for outer, more in (("v4", ""), ("v6", ""), ("v4", "outer: { xdp: { interface: eth0 } }"), ("v6", "outer: { xdp: { interface: eth0 } }")):
+        world.configure(outer=outer) if outer + more == "v4" else rewrite(world, outer, more)
+        world.start()
+        berlin, oslo = world.machines
+        eventually(lambda: berlin.echo(oslo.inner_v4) and oslo.echo(berlin.inner_v6), "the tunnel is up")
+        mtu = int(re.search(r"mtu (\d+)", berlin.link("esp0"))[1])
+        assert 1380 < mtu < 1460, mtu
+        for over in range(-5, 3):
+            assert berlin.echo(oslo.inner_v4, mtu - 28 + over), f"{outer} {more}: {over} over the MTU of {mtu}"
+            assert oslo.echo(berlin.inner_v6, mtu - 48 + over), f"{outer} {more}: {over} over the MTU of {mtu}, IPv6"
+        for daemon in world.daemons:
+            assert unexpected(daemon) == {}, f"{outer} {more}"
+            daemon.stop()
+
+
+def rewrite(world, outer, more):
+    for own, other in ((0, 1), (1, 0)):
+        world.daemons[own].write_config(world.peer(own, other, outer) + more)
+
+
 def received_by_ip(machine):
     """Packets that the machine's IP stack has seen."""
     with machine.inside(), open("/proc/thread-self/net/snmp") as file:
@@ -526,6 +548,7 @@ STORIES = [
     a_killed_daemon_comes_back,
     static_sas_in_udp,
     static_sas_in_plain_esp,
+    every_size_around_the_mtu,
     nic_mode_outside,
     nic_mode_over_ipv6,
     nic_mode_on_both_sides,
