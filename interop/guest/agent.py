@@ -9,6 +9,7 @@ that one that takes long holds up no other. Whatever takes a `netns` happens in 
 
 import base64
 import ctypes
+import glob
 import io
 import json
 import os
@@ -153,8 +154,7 @@ class Agent:
         if names:
             batch = "".join(f"netns del {name}\n" for name in names)
             subprocess.run(["ip", "-batch", "-"], input=batch, text=True, check=True)
-        for name in os.listdir(WORK):
-            path = f"{WORK}/{name}"
+        for path in [f"{WORK}/{name}" for name in os.listdir(WORK)] + glob.glob("/etc/netns/*"):
             shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
 

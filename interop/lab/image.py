@@ -122,6 +122,9 @@ def copy_programs(root, tree):
     shutil.copytree(root / "usr/lib/python3.11", tree / "usr/lib/python3.11", ignore=PYTHON_WITHOUT, dirs_exist_ok=True)
     (tree / "usr/bin/python3").symlink_to("python3.11")
     (tree / "usr/bin/sh").symlink_to("dash")
+    # Over these `ip netns exec` lays what a host has in /etc/netns/HOST.
+    (tree / "etc/strongswan.conf").touch()
+    (tree / "etc/swanctl").mkdir()
     # Python keeps what it compiles for these: else a guest would at each boot, on an emulated processor.
     subprocess.run(["chroot", tree, "python3", "-c", f"import {AGENT_IMPORTS}"], check=True)
 

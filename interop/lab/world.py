@@ -126,26 +126,35 @@ class World:
             batch += [f"address add {address} dev {device}{' nodad' if ':' in address else ''}" for address in addresses]
             host.ip("\n".join(batch) + "\n")
 
-    def site_to_site(self):
-        """The usual five hosts, with routes; `world.a` and so on."""
+    def site_to_site(self, nat=False):
+        """The usual five hosts, with routes; `world.a` and so on. With a NAT in front of ga, ga is 192.168.7.1."""
         self.a, self.ga, self.net, self.gb, self.b = (self.host(name) for name in ("a", "ga", "net", "gb", "b"))
         self.link(self.a, self.ga, ["10.1.0.2/24", "fd00:1::2/64"], ["10.1.0.1/24", "fd00:1::1/64"])
         self.link(self.b, self.gb, ["10.2.0.2/24", "fd00:2::2/64"], ["10.2.0.1/24", "fd00:2::1/64"])
-        self.link(self.ga, self.net, ["198.51.100.1/24", "2001:db8:a::1/64"], ["198.51.100.254/24", "2001:db8:a::fe/64"])
+        edge = self.host("nat") if nat else self.ga
+        self.link(edge, self.net, ["198.51.100.1/24", "2001:db8:a::1/64"], ["198.51.100.254/24", "2001:db8:a::fe/64"])
         self.link(self.gb, self.net, ["203.0.113.1/24", "2001:db8:b::1/64"], ["203.0.113.254/24", "2001:db8:b::fe/64"])
-        for host, gateway, device in ((self.a, ("10.1.0.1", "fd00:1::1"), "ga"), (self.b, ("10.2.0.1", "fd00:2::1"), "gb"),
-                                      (self.ga, ("198.51.100.254", "2001:db8:a::fe"), "net"), (self.gb, ("203.0.113.254", "2001:db8:b::fe"), "net")):  # fmt: skip
-            host.ip("".join(f"route add default via {address} dev {device}\n" for address in gateway))
+        defaults = [(self.a, "ga", "10.1.0.1", "fd00:1::1"), (self.b, "gb", "10.2.0.1", "fd00:2::1"),
+                    (edge, "net", "198.51.100.254", "2001:db8:a::fe"), (self.gb, "net", "203.0.113.254", "2001:db8:b::fe")]  # fmt: skip
+        outer = [(edge, "net"), (self.net, edge.name), (self.gb, "net"), (self.net, "gb")]
+        if nat:
+            self.link(self.ga, edge, ["192.168.7.1/24"], ["192.168.7.254/24"])
+            self.ga.ip("route add default via 192.168.7.254 dev nat\n")
+            edge.run("nft", "add table ip n; add chain ip n post { type nat hook postrouting priority 100; }; add rule ip n post oifname net masquerade")
+            outer += [(self.ga, "nat"), (edge, "ga")]
+        for host, device, *addresses in defaults:
+            host.ip("".join(f"route add default via {address} dev {device}\n" for address in addresses))
         # What crosses the Internet is seen packet by packet.
-        for host, device in ((self.ga, "net"), (self.gb, "net"), (self.net, "ga"), (self.net, "gb")):
+        for host, device in outer:
             host.call("offloads_off", devices=[device])
+        self.outer = [(self.net, edge.name), (self.net, "gb")]
         return self
 
     def netem(self, settings):
-        """Both directions of the Internet delay, lose or reorder; no settings: they stop to."""
-        for device in ("ga", "gb"):
+        """Both directions of the Internet delay, lose or reorder; without settings they do so no more."""
+        for host, device in self.outer:
             what = ["replace", "dev", device, "root", "netem", *settings.split()] if settings else ["del", "dev", device, "root"]
-            self.net.run("tc", "qdisc", *what, ok=bool(settings))
+            host.run("tc", "qdisc", *what, ok=bool(settings))
 
 
 OUTER = {
