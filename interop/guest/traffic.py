@@ -97,9 +97,9 @@ def tcp_sink(address, port, ready):
         listener.bind((address, port))
         listener.listen()
         ready.set()
-        listener.settimeout(60)
+        listener.settimeout(100)
         connection, _ = listener.accept()
-        connection.settimeout(60)
+        connection.settimeout(100)
         digest, count = hashlib.sha256(), 0
         while data := connection.recv(1 << 18):
             digest.update(data)
@@ -111,7 +111,7 @@ def tcp_sink(address, port, ready):
 def tcp_send(to, port, size, source=None):
     """Sends random bytes of this many in all, in pieces of every length up to a large one."""
     with socket.socket(family_of(to)) as client:
-        client.settimeout(60)
+        client.settimeout(100)
         if source:
             client.bind((source, 0))
         client.connect((to, port))
@@ -133,7 +133,7 @@ def tcp_send(to, port, size, source=None):
 # --- numbered packets -------------------------------------------------------------------------------
 
 
-def flow_receive(address, port, ready, quiet=3.0, limit=300.0, stop_file=None):
+def flow_receive(address, port, ready, quiet=3.0, limit=600.0, stop_file=None):
     """Counts numbered UDP packets until the sender's last one, and what is still under way behind it; or until `stop_file` is there."""
     stop = STOP
     with socket.socket(family_of(address), socket.SOCK_DGRAM) as receiver:

@@ -36,7 +36,7 @@ PYTHON_WITHOUT = shutil.ignore_patterns("__pycache__", "test", "tkinter", "idlel
     "pydoc_data", "distutils", "sqlite3", "lib-dynload", "unittest", "wsgiref", "xmlrpc", "turtle*")
 DYNLOAD_WITHOUT = ("_sqlite3", "_tkinter", "_curses", "readline", "_dbm", "_gdbm", "nis", "_test", "_xx", "audioop", "_codecs_")
 
-AGENT_IMPORTS = "base64, contextlib, ctypes, fcntl, hashlib, http.client, io, json, os, select, shutil, socket, struct, subprocess, tarfile, threading, traceback"
+AGENT_IMPORTS = "base64, contextlib, ctypes, fcntl, glob, hashlib, http.client, io, json, os, select, shutil, socket, struct, subprocess, tarfile, threading, traceback"
 
 
 def base_archive(base, root):

@@ -17,6 +17,8 @@ TAKEOVER = """policies = no
 # Fewer plugins than Debian's default load: a guest's processor is emulated.
 PLUGINS = "nonce openssl pem pkcs1 pubkey x509 kdf drbg constraints kernel-netlink socket-default vici updown counters error-notify"
 
+SECRET = "a secret of these tests alone"
+
 
 class StrongSwan:
     """charon on a host. Its files are those of /etc on that host alone; its log is /work/charon-HOST.log."""
@@ -50,12 +52,12 @@ swanctl {{ load = pem pkcs1 x509 pubkey openssl }}
 
     def start(self):
         self.process = self.host.start("charon-systemd", log=f"charon-{self.host.name}.out")
-        eventually(lambda: self.host.try_run("swanctl", "--stats", "--uri", f"unix://{self.vici}")["status"] == 0, f"charon on {self.host.name} answers", 60)
+        eventually(lambda: self.host.try_run("swanctl", "--stats", "--uri", f"unix://{self.vici}")["status"] == 0, f"charon on {self.host.name} answers")
         return self
 
     def stop(self, number=15):
         self.process.send(number)
-        return self.process.wait(20)
+        return self.process.wait()
 
     def load(self, connections):
         """A swanctl.conf, loaded as an operator would."""
@@ -63,7 +65,7 @@ swanctl {{ load = pem pkcs1 x509 pubkey openssl }}
         if self.process:
             self.swanctl("--load-all", "--noprompt")
 
-    def swanctl(self, *arguments, ok=True, timeout=60):
+    def swanctl(self, *arguments, ok=True, timeout=120):
         command, *rest = arguments
         return self.host.run("swanctl", command, *rest, "--uri", f"unix://{self.vici}", ok=ok, timeout=timeout)
 
@@ -120,8 +122,8 @@ connections {{
 """
 
 
-def psk(secret="a secret of this test alone"):
-    return f'secrets {{\n  ike-site {{ secret = "{secret}" }}\n}}\n'
+def psk():
+    return f'secrets {{\n  ike-site {{ secret = "{SECRET}" }}\n}}\n'
 
 
 def certificates(world, names):

@@ -14,6 +14,9 @@ import base64
 import shlex
 import time
 
+# How long what must come may take: an emulated processor on a busy machine is slow, and nothing here is about speed.
+PATIENCE = 120
+
 
 class Failed(AssertionError):
     """Something that must hold does not."""
@@ -25,14 +28,14 @@ class Host:
     def __init__(self, world, name):
         self.world, self.name, self.place = world, name, world.place
 
-    def run(self, *argv, ok=True, input=None, timeout=60, env=None):
+    def run(self, *argv, ok=True, input=None, timeout=120, env=None):
         """A command on this host, to its end; what it printed. It must succeed unless `ok` is false."""
         result = self.try_run(*argv, input=input, timeout=timeout, env=env)
         if ok and result["status"] != 0:
             raise Failed(f"on {self.name}: {shlex.join(map(str, argv))}\nstatus {result['status']}\n{result['out']}{result['err']}")
         return result["out"]
 
-    def try_run(self, *argv, input=None, timeout=60, env=None):
+    def try_run(self, *argv, input=None, timeout=120, env=None):
         argv = [str(word) for word in argv]
         return self.place.ask("run", argv=argv, netns=self.name, input=input, timeout=timeout, env=env, patience=timeout + 30)
 
@@ -48,7 +51,7 @@ class Host:
         argv = [str(word) for word in argv]
         return Process(self, self.place.ask("start", argv=argv, netns=self.name, log=log, env=env), log)
 
-    def call(self, function, patience=90, **args):
+    def call(self, function, patience=180, **args):
         """A function of guest/traffic.py on this host; what it returns."""
         return self.place.ask("call", function=function, netns=self.name, args=args, patience=patience)
 
@@ -71,7 +74,7 @@ class Process:
     def send(self, number):
         self.host.place.ask("signal", pid=self.pid, number=number)
 
-    def wait(self, seconds=10):
+    def wait(self, seconds=30):
         """Its exit status; it must have ended by then."""
         status = self.host.place.ask("wait", pid=self.pid, timeout=seconds, patience=seconds + 30)
         check(status is not None, f"process {self.log} on {self.host.name} ends within {seconds} s")
@@ -88,7 +91,7 @@ class Background:
     def __init__(self, place, handle):
         self.place, self.handle = place, handle
 
-    def join(self, seconds=90):
+    def join(self, seconds=120):
         return self.place.ask("join", handle=self.handle, timeout=seconds, patience=seconds + 30)
 
 
@@ -98,6 +101,7 @@ class World:
     def __init__(self, place, directory, root):
         self.place, self.directory, self.root = place, directory, root
         self.hosts = {}
+        place.steps = directory / "steps"
 
     def host(self, name):
         """A new host; it forwards packets, and its addresses can be used at once."""
@@ -177,7 +181,7 @@ def same(found, expected, what, *details):
     check(found == expected, f"{what}: expected {expected}, found {found}", *details)
 
 
-def eventually(condition, what, seconds=20, pause=0.1):
+def eventually(condition, what, seconds=PATIENCE, pause=0.1):
     """Waits until the condition gives something true, and gives it."""
     end = time.monotonic() + seconds
     while not (result := condition()):
@@ -189,7 +193,7 @@ def eventually(condition, what, seconds=20, pause=0.1):
 
 
 
-def eventually_same(measure, expected, what, seconds=20):
+def eventually_same(measure, expected, what, seconds=PATIENCE):
     """Waits until a measure gives the value expected; else says what it gave last."""
     end = time.monotonic() + seconds
     while (found := measure()) != expected:

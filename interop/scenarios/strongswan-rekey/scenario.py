@@ -39,7 +39,7 @@ def rekey(world, what, sides, variant):
             for side in sides:
                 before = identity(charons[side], what)
                 charons[side].swanctl("--rekey", *(["--child", "net"] if what == "child" else ["--ike", "site"]))
-                eventually(lambda: identity(charons[side], what) not in (before, None), f"the {what} is rekeyed from {side}", 30)
+                eventually(lambda: identity(charons[side], what) not in (before, None), f"the {what} is rekeyed from {side}")
                 rekeys += 1
                 flow.keep(seconds=1)
     packets = flow.nothing_lost()
