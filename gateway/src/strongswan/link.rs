@@ -1,5 +1,6 @@
 //! The clients of charon and of the kernel, each a task, as one source of facts.
 
+use super::check::names;
 use crate::{
     clock::Clock,
     config::{Mode, Strongswan},
@@ -135,6 +136,7 @@ impl<E, R> Channel<E, R> {
 async fn follow_charon(socket: PathBuf, end: ClientEnd<ViciEvent, ViciRequest>) {
     let settings = ViciSettings {
         socket,
+        names: names(),
         ..ViciSettings::default()
     };
     vici::run(settings, end.requests, end.events).await;

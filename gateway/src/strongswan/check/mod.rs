@@ -11,6 +11,8 @@
 mod files;
 mod kernel;
 
+pub(super) use files::names;
+
 use crate::{
     cli::{Failure, StrongswanCheckArgs, StrongswanMode},
     config::import_name,
