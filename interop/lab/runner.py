@@ -96,10 +96,14 @@ def load():
         spec = importlib.util.spec_from_file_location(f"scenario_{file.parent.name.replace('-', '_')}", file)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        quick = getattr(module, "QUICK", set())
         first_line = module.__doc__.strip().splitlines()[0]
         for scenario in module.scenarios():
             scenario.about = scenario.about or first_line
+            scenario.quick |= scenario.name in quick
+            quick = quick - {scenario.name}
             found.append(scenario)
+        assert not quick, f"{file}: no scenario is called {', '.join(quick)}"
     names = [scenario.name for scenario in found]
     assert len(set(names)) == len(names), "two scenarios have the same name"
     return found

@@ -24,7 +24,7 @@ def scenarios():
         ("dpd", dead_peer, "the peer is unreachable for a while: DPD finds out, and the tunnel comes back"),
         ("mobike", mobike, "Esplane's side changes its address; MOBIKE moves the SAs with their keys"),
     ):  # fmt: skip
-        yield Scenario(f"strongswan-{name}", lambda world, story=story: story(world), quick=f"strongswan-{name}" in QUICK, about=about)
+        yield Scenario(f"strongswan-{name}", lambda world, story=story: story(world), about=about)
 
 
 def esplane_killed(world):

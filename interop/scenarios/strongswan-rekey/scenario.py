@@ -23,7 +23,7 @@ def scenarios():
 
 def scenario(name, what, sides, variant):
     name = f"strongswan-rekey-{name}"
-    return Scenario(name, lambda world: rekey(world, what, sides, variant), quick=name in QUICK,
+    return Scenario(name, lambda world: rekey(world, what, sides, variant),
                     about=f"{'CHILD' if what == 'child' else 'IKE'}_SA rekeyed from {' and '.join(sides)}{variant.replace('-', ' ')}, no packet lost")  # fmt: skip
 
 
