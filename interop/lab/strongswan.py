@@ -31,8 +31,9 @@ class StrongSwan:
 charon-systemd {{
   load = {plugins}
   install_routes = no
-  retransmit_tries = 4
-  retransmit_timeout = 2.0
+  retransmit_tries = 3
+  retransmit_timeout = 1.0
+  retransmit_base = 1.5
   plugins {{ vici {{ socket = unix://{self.vici} }} }}
   {charon}
   filelog {{ all {{
