@@ -10,6 +10,8 @@ use crate::vici::{
     SelectorTextError,
 };
 
+use std::net::IpAddr;
+
 /// What was found out of one child.
 pub struct Examined<'a> {
     /// What is said of it.
@@ -95,6 +97,7 @@ impl<'a> Child<'a> {
         let mut old_sas = Vec::new();
         if carried {
             self.selectors();
+            self.routes();
             if way == Way::Kernel {
                 old_sas = self.used_by_kernel();
                 self.policies();
@@ -207,6 +210,33 @@ impl<'a> Child<'a> {
             );
             self.say(Verdict::Missing, "selectors", text);
             wrong = others;
+        }
+    }
+
+    /// ESP to the peer must not be routed into the tunnel that carries it.
+    fn routes(&mut self) {
+        let of_it = self
+            .survey
+            .sas
+            .iter()
+            .filter(|ike| ike.name == self.connection.name);
+        let up = of_it.filter_map(|ike| ike.remote.map(|remote| remote.ip()));
+        let configured = self
+            .connection
+            .remote_addrs
+            .iter()
+            .filter_map(|text| text.parse().ok());
+        let peers: Vec<IpAddr> = up.chain(configured).collect();
+        let around = self.loaded.remote_ts.iter().find(|text| {
+            let selector = self.survey.names.selector(text);
+            selector.is_ok_and(|selector| peers.iter().any(|peer| selector.contains(*peer)))
+        });
+        if let Some(text) = around {
+            self.say(
+                Verdict::Note,
+                "routes",
+                format!("the peer's own address lies in {text}, so Esplane sets no route for that: set those that you want into its interface (esp0) yourself"),
+            );
         }
     }
 

@@ -8,6 +8,9 @@ const TESTED: [u32; 3] = [5, 9, 8];
 /// `charon.port_nat_t`, unless it is set.
 const NAT_PORT: u16 = 4500;
 
+/// `interface.name` of esplane.yaml, unless it is set.
+const INTERFACE: &str = "esp0";
+
 /// Which charon, on which kernel, with how much to do.
 pub fn headline(survey: &Survey) -> String {
     let version = &survey.version;
@@ -66,6 +69,7 @@ pub fn findings(survey: &Survey, way: Way) -> Vec<Finding> {
         Way::Preload => vec![preload(survey), install_routes(survey)],
     });
     findings.push(port(survey));
+    findings.extend(interface(survey));
     if let (Looked::Unknown(why), Way::Kernel) = (&survey.swanctl_conf, way) {
         findings.push(finding(
             Verdict::Note,
@@ -238,6 +242,22 @@ fn install_routes(survey: &Survey) -> Finding {
         ),
         _ => finding(Verdict::Missing, "routes", missing),
     }
+}
+
+/// charon looks at every interface that is not ignored, and tells its peers of their addresses (MOBIKE).
+fn interface(survey: &Survey) -> Option<Finding> {
+    let names = |key| charon_setting(survey, &[], key).map(|text| text.split(',').map(str::trim));
+    let ignored =
+        names("interfaces_ignore").is_some_and(|mut names| names.any(|name| name == INTERFACE));
+    let unused =
+        names("interfaces_use").is_some_and(|mut names| names.all(|name| name != INTERFACE));
+    (!ignored && !unused).then(|| {
+        finding(
+            Verdict::Note,
+            "interface",
+            format!("charon takes addresses on Esplane's interface for its own ways out; if you give it any, put `interfaces_ignore = {INTERFACE}` into the section charon of strongswan.conf"),
+        )
+    })
 }
 
 fn port(survey: &Survey) -> Finding {

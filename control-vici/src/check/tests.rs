@@ -518,6 +518,34 @@ fn what_is_wrong_with_the_host_is_said_with_the_way_out() {
 }
 
 #[test]
+fn what_only_some_have_to_know_is_a_note() {
+    let mut survey = survey();
+    let about_interface =
+        |survey: &Survey| check(survey).host.iter().any(|it| it.topic == "interface");
+    assert!(about_interface(&survey));
+    for line in ["interfaces_ignore = lo, esp0", "interfaces_use = eth0"] {
+        survey.strongswan_conf = file(&format!("charon {{\n {line}\n}}"));
+        assert!(!about_interface(&survey), "{line}");
+    }
+    let report = check(&survey);
+    assert!(
+        child(&report, "net")
+            .findings
+            .iter()
+            .all(|it| it.topic != "routes")
+    );
+    survey.connections[0].children[0]
+        .remote_ts
+        .push("0.0.0.0/0".into());
+    let report = check(&survey);
+    let routes = about(child(&report, "net"), "routes");
+    assert!(
+        routes.verdict == Verdict::Note && routes.text.contains("lies in 0.0.0.0/0"),
+        "{routes:?}"
+    );
+}
+
+#[test]
 fn an_empty_charon_is_told_to_load() {
     let mut survey = survey();
     survey.connections.clear();
