@@ -17,6 +17,7 @@
 //! | `vici/` | what charon tells ([`vici::IkeSa`], [`vici::ViciEvent`]), its codec, its client | a unix socket |
 //! | `xfrm/` | what the kernel tells ([`xfrm::XfrmSa`], [`xfrm::XfrmEvent`]), its codec, its client | a netlink socket |
 //! | `check/` | what is missing for the takeover, for `esplane strongswan check` | neither socket nor file |
+//! | `kernel/` | the kernel's part for a charon whose kernel has no ESP (mode B), in place of `xfrm/`'s client; `preload/` is the library in charon that leads there | a unix socket |
 //! | `importer/` | facts in, `SaCommand`s out | neither socket nor clock |
 #![forbid(unsafe_code)]
 

@@ -74,7 +74,10 @@ pub async fn run(
             },
             told = follower.told(), if waiting.is_empty() => waiting.extend(match told? {
                 Some(events) => events,
-                None => follower.snapshot().await?,
+                None => {
+                    tracing::debug!("the kernel told of more SAs than its queue holds; all are asked for anew");
+                    follower.snapshot().await?
+                }
             }),
             request = requests.recv() => match request {
                 Some(request) => waiting.extend(asker.ask(&request).await?.map(XfrmEvent::Reply)),
@@ -399,5 +402,57 @@ fn refused(key: SaKey) -> XfrmReply {
         key,
         done: false,
         sequence_sent: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::xfrm::recorded;
+
+    /// What a dump of number 1 comes to, of these datagrams.
+    fn dumped(datagrams: &[Vec<u8>]) -> Dump {
+        let mut dump = Dump::default();
+        for datagram in datagrams {
+            assert!(!dump.complete);
+            dump.read(1, datagram).unwrap();
+        }
+        dump
+    }
+
+    #[test]
+    fn what_happens_during_a_dump_comes_behind_it_in_its_order() {
+        let mut datagrams = recorded::dump();
+        // Caused by somebody whose requests have the dump's very number.
+        let mut added = recorded::datagram("event", "gcm128");
+        added[8..12].copy_from_slice(&1u32.to_ne_bytes());
+        datagrams.insert(0, recorded::datagram("event", "deleted"));
+        datagrams.insert(1, added);
+        let dump = dumped(&datagrams);
+        assert!(dump.complete && !dump.missed);
+        assert_eq!(dump.all.len(), 6);
+        let [XfrmEvent::Removed(_), XfrmEvent::Installed(_)] = dump.meanwhile[..] else {
+            panic!("{:?}", dump.meanwhile);
+        };
+    }
+
+    #[test]
+    fn a_refused_dump_says_what_is_needed() {
+        let mut refusal = recorded::datagram("ack", "soft-expire");
+        refusal[16..20].copy_from_slice(&(-1i32).to_ne_bytes());
+        let error = Dump::default().read(1, &refusal).unwrap_err().to_string();
+        assert!(error.contains("CAP_NET_ADMIN"), "{error}");
+    }
+
+    #[test]
+    fn one_sa_that_cannot_be_read_hides_no_other() {
+        let mut bad = recorded::datagram("event", "gcm128");
+        bad[16 + 212] = 99; // a family that nobody knows
+        let good = recorded::datagram("event", "chacha-v6-ifid");
+        let events = events_of(&[bad, good].concat());
+        let [XfrmEvent::Installed(sa)] = &events[..] else {
+            panic!("{events:?}");
+        };
+        assert_eq!(sa.if_id, Some(42));
     }
 }

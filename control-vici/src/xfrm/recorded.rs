@@ -9,13 +9,22 @@ use esplane_api::{AeadSuite, Direction, Limits};
 
 const RECORDED: &str = include_str!("recorded.txt");
 
-/// The datagrams of that name, in order.
-fn recorded(what: &str, name: &str) -> Vec<u8> {
+/// The datagram of that name.
+pub(super) fn datagram(what: &str, name: &str) -> Vec<u8> {
     let line = RECORDED
         .lines()
         .find(|line| line.split(' ').take(2).eq([what, name]))
         .unwrap_or_else(|| panic!("{what} {name} is recorded"));
     unhex(line.split(' ').next_back().unwrap())
+}
+
+/// What the dump came in.
+pub(super) fn dump() -> Vec<Vec<u8>> {
+    let lines = RECORDED.lines();
+    lines
+        .filter_map(|line| line.strip_prefix("dump "))
+        .map(unhex)
+        .collect()
 }
 
 fn unhex(text: &str) -> Vec<u8> {
@@ -26,7 +35,7 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 fn event(name: &str) -> XfrmEvent {
-    let datagram = recorded("event", name);
+    let datagram = datagram("event", name);
     let mut all = messages(&datagram);
     let one = all.next().unwrap().unwrap();
     assert!(all.next().is_none());
@@ -143,11 +152,7 @@ fn what_esplane_does_not_have_is_named() {
 
 #[test]
 fn a_dump_holds_them_all_and_the_reserved_spi() {
-    let datagram = RECORDED
-        .lines()
-        .filter_map(|line| line.strip_prefix("dump "))
-        .flat_map(unhex)
-        .collect::<Vec<_>>();
+    let datagram = dump().concat();
     let parts: Vec<_> = messages(&datagram).map(Result::unwrap).collect();
     assert!(
         parts
@@ -178,7 +183,7 @@ fn what_goes_names_the_one_that_went() {
         };
         assert_eq!((key, hard), (installed("gcm128").key, ended));
         // What the kernel said to a request of the form that `message::expire` has.
-        let answer = recorded("ack", &format!("{}e", name.strip_suffix("ed").unwrap()));
+        let answer = datagram("ack", &format!("{}e", name.strip_suffix("ed").unwrap()));
         let answer = messages(&answer).next().unwrap().unwrap();
         assert_eq!(answer.kind, kind::ERROR);
         assert_eq!(message::parse_error(answer.body).unwrap(), 0);
@@ -188,7 +193,7 @@ fn what_goes_names_the_one_that_went() {
 
 #[test]
 fn a_kernel_under_lockdown_shows_zeros_for_keys() {
-    let mut datagram = recorded("event", "gcm128");
+    let mut datagram = datagram("event", "gcm128");
     let at = datagram
         .windows(20)
         .position(|part| part == counting(20))
@@ -224,7 +229,7 @@ fn numbers_are_stored_in_the_form_that_the_sa_has() {
         bytes: 1300,
     };
     let stored = |name: &str, progress: &Progress| {
-        let datagram = recorded("event", name);
+        let datagram = datagram("event", name);
         let found = messages(&datagram).next().unwrap().unwrap().body.to_vec();
         let key = installed(name).key;
         message::store(5, &key, &found, progress)
