@@ -41,12 +41,13 @@ class Plan:
 
 
 class Sites:
-    def __init__(self, world, plan):
+    def __init__(self, world, plan, vici_a=None):
+        """`vici_a`: where ga's charon listens, if that matters."""
         self.world, self.plan = world.site_to_site(nat=plan.nat), plan
         self.ga, self.gb = OUTER[plan.outer]
         net_a, net_b, self.a, self.b = INNER[plan.inner]
         self.children = plan.children or {"net": (net_a, net_b)}
-        self.charon_a, self.charon_b = (StrongSwan(host, plan.charon) for host in (world.ga, world.gb))
+        self.charon_a, self.charon_b = StrongSwan(world.ga, plan.charon, vici=vici_a), StrongSwan(world.gb, plan.charon)
         self.write_files()
         self.esplane = None
         if plan.takeover:

@@ -23,9 +23,9 @@ SECRET = "a secret of these tests alone"
 class StrongSwan:
     """charon on a host. Its files are those of /etc on that host alone; its log is /work/charon-HOST.log."""
 
-    def __init__(self, host, charon="", plugins=PLUGINS):
+    def __init__(self, host, charon="", plugins=PLUGINS, vici=None):
         self.host, self.process = host, None
-        self.vici = f"/run/{host.name}.vici"
+        self.vici = vici or f"/run/{host.name}.vici"
         self.etc = f"/etc/netns/{host.name}"
         host.write(f"{self.etc}/strongswan.conf", f"""
 charon-systemd {{
