@@ -66,6 +66,18 @@ swanctl {{ load = pem pkcs1 x509 pubkey openssl }}
         if self.process:
             self.swanctl("--load-all", "--noprompt")
 
+    def add_lines(self, begins, lines):
+        """Writes into swanctl.conf, as an operator with an editor: to the end of the section that begins at a line."""
+        path = f"{self.etc}/swanctl/swanctl.conf"
+        text = self.host.read(path).decode().splitlines()
+        depth = 0
+        for at in range(begins - 1, len(text)):
+            depth += text[at].count("{") - text[at].count("}")
+            if depth == 0:
+                break
+        text[at:at] = lines
+        self.host.write(path, "\n".join(text) + "\n")
+
     def swanctl(self, *arguments, ok=True, timeout=120):
         command, *rest = arguments
         return self.host.run("swanctl", command, *rest, "--uri", f"unix://{self.vici}", ok=ok, timeout=timeout)

@@ -5,7 +5,6 @@ answers, and nothing else, while numbered packets flow.
 """
 
 import re
-from pathlib import Path
 
 from lab.behind import Plan, Sites
 from lab.runner import ROOT, Scenario
@@ -32,7 +31,7 @@ def follow(world):
     check("NOT READY" in answer["out"], "it says so", answer["out"])
 
     # 2. Do what it says: lines, file, commands.
-    write_lines(world.ga, sites, answer["out"], readme.lines)
+    write_lines(sites.charon_a, answer["out"], readme.lines)
     world.ga.write("/etc/esplane/esplane.yaml", readme.yaml)
     numbers = re.findall(r"swanctl --terminate --child-id (\d+)", answer["out"])
     same(numbers, [str(sa["number"]) for sa in before], "the answer names the SAs that are to end", answer["out"])
@@ -74,7 +73,7 @@ class Readme:
         self.ask, self.look = ask.split(), look.split()
 
 
-def write_lines(host, sites, answer, expected):
+def write_lines(charon, answer, expected):
     """Puts the lines where the answer says: at the end of the section that begins at FILE:LINE."""
     places = re.findall(r"add at the end of the section `\S+` that begins at (\S+):(\d+):\n\n((?: {8}\S.*\n)+)", answer)
     same(len(places), 1, "the answer says where to add lines", answer)
@@ -82,15 +81,7 @@ def write_lines(host, sites, answer, expected):
     lines = [line.strip() for line in lines.splitlines()]
     same(lines, expected, "the README's example has the lines of the answer")
     same(file, CONF, "the answer names the file")
-    text = sites.conf_a.splitlines()
-    depth, at = 0, int(begins) - 1
-    while True:
-        depth += text[at].count("{") - text[at].count("}")
-        if depth <= 0:
-            break
-        at += 1
-    text[at:at] = lines
-    host.write(f"{sites.charon_a.etc}/swanctl/swanctl.conf", "\n".join(text) + "\n")
+    charon.add_lines(int(begins), lines)
 
 
 def do(host, command):

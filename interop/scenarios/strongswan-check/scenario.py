@@ -29,7 +29,9 @@ def follow(world):
         same([child["state"] for child in first["children"]], ["change"], "one child lacks lines")
         old = sites.charon_a.installed()
         for child in first["children"]:
-            add_lines(sites.charon_a, child["add"])
+            file, line = child["add"]["place"].rsplit(":", 1)
+            same(file, SWANCTL_CONF, "the report names the file", child["add"])
+            sites.charon_a.add_lines(int(line), child["add"]["lines"])
         for step in first["steps"]:
             carry_out(sites, step)
         # What came up meanwhile is not ended by a number that an earlier report gave.
@@ -58,21 +60,6 @@ def report(sites, ready=None):
     if ready is not None:
         same(found["ready"], ready, "the report says whether all is ready", found)
     return found
-
-
-def add_lines(charon, add):
-    """As an operator with an editor: to the end of the section that begins at this line."""
-    file, line = add["place"].rsplit(":", 1)
-    same(file, SWANCTL_CONF, "the report names the file", add)
-    path = f"{charon.etc}/swanctl/swanctl.conf"
-    lines = charon.host.read(path).decode().splitlines()
-    depth = 0
-    for at in range(int(line) - 1, len(lines)):
-        depth += lines[at].count("{") - lines[at].count("}")
-        if depth == 0:
-            break
-    lines[at:at] = add["lines"]
-    charon.host.write(path, "\n".join(lines) + "\n")
 
 
 def carry_out(sites, step):
