@@ -8,15 +8,24 @@ use std::{
     net::SocketAddr,
 };
 
-/// A child's number: charon's unique id of a CHILD_SA.
-pub(super) type ChildId = u32;
+/// A child's number: charon's unique id of a CHILD_SA, and before it how many charons there have been: each counts from 1.
+pub(super) type ChildId = u64;
+/// An IKE_SA's number, in the same way.
+type IkeId = u64;
+
+/// What charon itself calls it.
+pub(super) fn unique_id(id: u64) -> u32 {
+    (id & u64::from(u32::MAX)) as u32
+}
 
 /// What charon has told.
 #[derive(Default)]
 pub(super) struct Charon {
     /// Whether it can be asked.
     pub connected: bool,
-    ikes: BTreeMap<u32, Ike>,
+    /// How often a charon was found that knew nothing of what the one before it had.
+    restarts: u32,
+    ikes: BTreeMap<IkeId, Ike>,
     children: BTreeMap<ChildId, Child>,
     by_spi_in: BTreeMap<Spi, ChildId>,
     by_spi_out: BTreeSet<(Spi, ChildId)>,
@@ -40,7 +49,7 @@ pub(super) struct Ike {
 /// A CHILD_SA.
 #[derive(Clone, Debug)]
 pub(super) struct Child {
-    pub ike: u32,
+    pub ike: IkeId,
     pub sa: ChildSa,
     pub presence: Presence,
     /// Whether the operator knows of the selectors that were left out.
@@ -71,12 +80,12 @@ impl Charon {
                 touched
             }
             ViciEvent::ChildRekey { ike, old, new } => {
-                let number = ike.unique_id;
+                let number = self.number(ike.unique_id);
                 self.put_ike(ike);
                 vec![self.put_child(number, old), self.put_child(number, new)]
             }
             ViciEvent::IkeUpDown { up, ike } => {
-                let number = ike.unique_id;
+                let number = self.number(ike.unique_id);
                 let mut touched = self.put_ike(ike);
                 if !up {
                     touched.extend(self.children_of(number));
@@ -85,7 +94,8 @@ impl Charon {
                 touched
             }
             ViciEvent::IkeRekey { old, new } => {
-                let (old_number, new_number) = (old.unique_id, new.unique_id);
+                let (old_number, new_number) =
+                    (self.number(old.unique_id), self.number(new.unique_id));
                 self.put_ike(old);
                 self.put_ike(new);
                 let moved = self.children_of(old_number);
@@ -97,7 +107,7 @@ impl Charon {
                 moved
             }
             ViciEvent::IkeUpdate(ike) => {
-                let number = ike.unique_id;
+                let number = self.number(ike.unique_id);
                 let mut touched = self.put_ike(ike);
                 touched.extend(self.children_of(number));
                 touched
@@ -183,13 +193,17 @@ impl Charon {
             .map(|(id, _)| *id)
             .collect();
         over.iter().for_each(|id| self.remove(*id));
-        let used: BTreeSet<u32> = self.children.values().map(|child| child.ike).collect();
+        let used: BTreeSet<IkeId> = self.children.values().map(|child| child.ike).collect();
         self.ikes.retain(|id, _| used.contains(id));
     }
 
     fn replace(&mut self, all: Vec<IkeSa>) -> Vec<ChildId> {
         self.connected = true;
         let known: Vec<ChildId> = self.children.keys().copied().collect();
+        if !known.is_empty() && !all.iter().any(|ike| self.has_any_of(ike)) {
+            // Else a new charon's first child would be taken for the old one's.
+            self.restarts += 1;
+        }
         let mut there = BTreeSet::new();
         for ike in all {
             there.extend(self.put_ike(ike));
@@ -209,8 +223,21 @@ impl Charon {
         there.into_iter().collect()
     }
 
+    /// The number of what this charon calls so.
+    pub fn number(&self, unique_id: u32) -> u64 {
+        u64::from(self.restarts) << 32 | u64::from(unique_id)
+    }
+
+    /// Whether a child of an IKE_SA was known before.
+    fn has_any_of(&self, ike: &IkeSa) -> bool {
+        ike.children.iter().any(|child| {
+            let known = self.children.get(&self.number(child.unique_id));
+            known.is_some_and(|known| known.sa.spi_in == child.spi_in)
+        })
+    }
+
     fn put_ike(&mut self, ike: IkeSa) -> Vec<ChildId> {
-        let number = ike.unique_id;
+        let number = self.number(ike.unique_id);
         let old_name = self.ikes.get(&number).map(|known| known.name.clone());
         let unnamed = ike.name.is_empty() || ike.name == "(unnamed)"; // ike-update, sometimes
         let name = match old_name {
@@ -233,8 +260,8 @@ impl Charon {
             .collect()
     }
 
-    fn put_child(&mut self, ike: u32, mut sa: ChildSa) -> ChildId {
-        let id = sa.unique_id;
+    fn put_child(&mut self, ike: IkeId, mut sa: ChildSa) -> ChildId {
+        let id = self.number(sa.unique_id);
         let mut left_out_told = false;
         if let Some(known) = self.children.get(&id) {
             left_out_told = known.left_out_told;
@@ -288,7 +315,7 @@ impl Charon {
         }
     }
 
-    fn children_of(&self, ike: u32) -> Vec<ChildId> {
+    fn children_of(&self, ike: IkeId) -> Vec<ChildId> {
         let of = self.children.iter().filter(|(_, child)| child.ike == ike);
         of.map(|(id, _)| *id).collect()
     }
@@ -330,6 +357,62 @@ mod tests {
         });
         charon.take(ViciEvent::IkeUpdate(ike(1, "(unnamed)")));
         assert_eq!(charon.ikes[&1].name, "site");
+    }
+
+    fn child(unique_id: u32, spi_in: u32) -> ChildSa {
+        ChildSa {
+            name: "net".into(),
+            unique_id,
+            reqid: 1,
+            state: ChildState::Installed,
+            mode: "TUNNEL".into(),
+            protocol: "ESP".into(),
+            udp_encap: false,
+            spi_in: Some(spi(spi_in)),
+            spi_out: None,
+            mark_in: None,
+            mark_out: None,
+            if_ids: (None, None),
+            algorithm: String::new(),
+            esn: true,
+            local_ts: Vec::new(),
+            remote_ts: Vec::new(),
+            unsupported_ts: Vec::new(),
+            rekey_in: None,
+            expires_in: None,
+        }
+    }
+
+    fn spi(value: u32) -> Spi {
+        Spi::new(value).unwrap()
+    }
+
+    #[test]
+    fn a_new_charon_that_counts_from_one_again_means_other_children() {
+        let with_child = |spi_in: u32| IkeSa {
+            children: vec![child(1, spi_in)],
+            ..ike(1, "site")
+        };
+        let mut charon = Charon::default();
+        charon.take(ViciEvent::Snapshot(vec![with_child(0x1000)]));
+        let old = charon.by_spi_in(spi(0x1000)).unwrap();
+        // The same charon again: nothing is forgotten, numbers stay.
+        charon.take(ViciEvent::Lost);
+        charon.take(ViciEvent::Snapshot(vec![with_child(0x1000)]));
+        assert!(charon.is_current(old) && unique_id(old) == 1);
+        // Another one, which then negotiates a child of its own.
+        charon.take(ViciEvent::Lost);
+        charon.take(ViciEvent::Snapshot(Vec::new()));
+        let touched = charon.take(ViciEvent::ChildUpDown {
+            up: true,
+            ike: with_child(0x2000),
+        });
+        let new = charon.by_spi_in(spi(0x2000)).unwrap();
+        assert_eq!(touched, [new]);
+        assert_eq!(unique_id(new), 1, "as charon calls it");
+        assert!(charon.is_current(new) && !charon.has_forgotten(new));
+        assert!(charon.has_forgotten(old), "its SAs give way");
+        assert!(new > old, "it is the newer one");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The importer's public face, and the way of a fact to the tunnel it concerns.
 
 use super::{
-    charon::{Charon, ChildId, Presence},
+    charon::{Charon, ChildId, Presence, unique_id},
     kernel::Kernel,
     notice::{ChildLabel, ImportEvent, ImportNotice},
     numbers::Numbers,
@@ -98,7 +98,10 @@ impl Importer {
         self.seen_charon = true;
         let went = match &event {
             ViciEvent::ChildUpDown { up: false, ike } => {
-                ike.children.iter().map(|child| child.unique_id).collect()
+                let numbers = ike.children.iter();
+                numbers
+                    .map(|child| self.charon.number(child.unique_id))
+                    .collect()
             }
             _ => Vec::new(),
         };
@@ -360,14 +363,14 @@ impl Importer {
             return Some(ChildLabel {
                 connection: ike.name.clone(),
                 child: known.sa.name.clone(),
-                unique_id: child,
+                unique_id: child.map(unique_id),
             });
         }
         let key = &self.tunnels.get(&tunnel?)?.key;
         Some(ChildLabel {
             connection: key.connection.clone(),
             child: key.child.clone(),
-            unique_id: child,
+            unique_id: child.map(unique_id),
         })
     }
 

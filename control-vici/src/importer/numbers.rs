@@ -22,6 +22,7 @@
 //! a Store in between is lost there. We store again as soon as the new SA appears. Should this process die just then, the
 //! kernel's number lags by what a few milliseconds reserve: less than the margin.
 
+use super::charon::ChildId;
 use crate::xfrm::XfrmSa;
 use esplane_api::{Direction, Esn, KeyMaterial, SequenceStart, Spi, TunnelId};
 use std::{
@@ -71,7 +72,7 @@ pub(super) struct Known {
     /// The tunnel its SA was in.
     pub tunnel: Option<TunnelId>,
     /// charon's number of its CHILD_SA.
-    pub child: Option<u32>,
+    pub child: Option<ChildId>,
     /// Outbound: the last number that may have been used. `None`: nobody knows.
     pub used_until: Option<u64>,
     /// Outbound: the last number a Store has asked for.

@@ -1,6 +1,7 @@
 //! Numbers are stored in the kernel before an outbound SA is installed or goes on; see [`super::numbers`].
 
 use super::{
+    charon::unique_id,
     engine::Importer,
     kernel::{OutboundStage, Serial},
     notice::ImportEvent,
@@ -213,7 +214,9 @@ impl Importer {
         let (key, child) = (sa.fact.key, sa.child);
         let output =
             match child.filter(|child| self.charon.connected && self.charon.is_there(*child)) {
-                Some(unique_id) => ImportOutput::Vici(ViciRequest::RekeyChild { unique_id }),
+                Some(child) => ImportOutput::Vici(ViciRequest::RekeyChild {
+                    unique_id: unique_id(child),
+                }),
                 None => ImportOutput::Xfrm(XfrmRequest::Expire { key, hard: false }),
             };
         self.outputs.push_back(output);

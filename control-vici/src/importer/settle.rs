@@ -387,7 +387,7 @@ impl Importer {
     }
 
     /// Which of the outbound SAs that are, or are about to be, installed sends; and its child, or else the newest one.
-    fn sender_of(&self, id: TunnelId) -> (Option<Spi>, Option<u32>) {
+    fn sender_of(&self, id: TunnelId) -> (Option<Spi>, Option<ChildId>) {
         let Some(tunnel) = self.tunnels.get(&id) else {
             return (None, None);
         };

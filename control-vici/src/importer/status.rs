@@ -1,7 +1,7 @@
 //! The children as a person wants to see them.
 
 use super::{
-    charon::{Child, ChildId, Presence},
+    charon::{Child, ChildId, Presence, unique_id},
     engine::Importer,
     kernel::OutboundStage,
     output::{ChildStatus, ImportedSa},
@@ -48,8 +48,8 @@ impl Importer {
             tunnel: tunnel.mirror.params.is_some().then_some(id),
             name: tunnel.name.clone(),
             reqid,
-            ike_unique_id: newest.map(|child| child.ike),
-            unique_ids: children.iter().map(|(id, _)| *id).collect(),
+            ike_unique_id: newest.map(|child| unique_id(child.ike)),
+            unique_ids: children.iter().map(|(id, _)| unique_id(*id)).collect(),
             state: newest.map(|child| child.sa.state),
             on_demand: tunnel.is_trap(),
             local_id: ike.map(|ike| ike.local_id.clone()).unwrap_or_default(),
@@ -91,7 +91,7 @@ impl Importer {
                 Some(ImportedSa {
                     spi: sa.fact.key.spi,
                     direction,
-                    unique_id: sa.child,
+                    unique_id: sa.child.map(unique_id),
                     installed,
                     problem: problem.or_else(|| waits.map(str::to_owned)),
                 })
