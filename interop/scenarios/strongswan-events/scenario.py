@@ -19,6 +19,7 @@ def scenarios():
         ("esplane-killed", esplane_killed, "kill -9 of Esplane under traffic: it goes on behind all numbers it may have used"),
         ("esplane-restart", esplane_restart, "Esplane stops and starts: tunnels are there again without a negotiation"),
         ("charon-restart", charon_restart, "charon on Esplane's side stops and starts"),
+        ("charon-killed", charon_killed, "kill -9 of charon on Esplane's side"),
         ("peer-restart", peer_restart, "kill -9 of the peer's charon; it negotiates anew"),
         ("dpd", dead_peer, "the peer is unreachable for a while: DPD finds out, and the tunnel comes back"),
         ("mobike", mobike, "Esplane's side changes its address; MOBIKE moves the SAs with their keys"),
