@@ -10,8 +10,9 @@
                  world.py        hosts as network namespaces, links between them, netem, NAT
                     │            ├─ esplane.py     the daemon under test, on a host
                     │            ├─ linux.py       the kernel's ESP as a peer, keyed by `ip xfrm`
-                    │            ├─ strongswan.py  charon on a host
-                    │            └─ wire.py        captures, replays, tshark with the keys
+                    │            ├─ strongswan.py  charon on a host; libreswan.py: pluto
+                    │            ├─ wire.py        captures, replays, tshark with the keys
+                    │            └─ two sites, ready made: keyed_by_hand.py, behind.py (strongSwan)
                     ▼
                  place.py        where hosts live: a guest under QEMU, or namespaces of this machine
                     │ talks to
