@@ -99,6 +99,7 @@ def packets(mix):
 
 
 def latency(context):
+    time.sleep(1)  # what the case before has left in the queues is not idle
     round_trips(context, "idle")
     server = context.topology.start("h2", "iperf3", "-s", "-1", "-p", PORT)
     time.sleep(0.3)
