@@ -238,6 +238,34 @@ fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
     }
 }
 
+/// A comparison of less than all bits would let one of these through; four abreast are compared at once.
+#[test]
+fn each_bit_of_each_tag_of_four_counts_for_its_own_packet() {
+    for aead in Aead::all() {
+        let key = AeadKey::new(aead, Aes128Gcm16, &[9; 16]).unwrap();
+        let jobs = || {
+            [0, 1, 2, 3].map(|i| {
+                job(
+                    &key,
+                    &[i; 12],
+                    &[4; 8],
+                    usize::from(i) * 84..usize::from(i) * 84 + 68,
+                )
+            })
+        };
+        let mut sealed = [0xa5; 4 * 84];
+        aead.seal(&mut sealed, &mut jobs());
+        for (packet, bit) in (0..4).flat_map(|packet| (0..128).map(move |bit| (packet, bit))) {
+            let mut arena = sealed;
+            arena[packet * 84 + 68 + bit / 8] ^= 1 << (bit % 8);
+            let mut jobs = jobs();
+            aead.open(&mut arena, &mut jobs);
+            let ok = [0, 1, 2, 3].map(|i| i != packet);
+            assert_eq!(jobs.map(|job| job.ok), ok, "{} bit {bit}", aead.name());
+        }
+    }
+}
+
 proptest! {
     /// A run of jobs with mixed keys and lengths, one of them damaged: every implementation agrees
     /// with the portable one, byte by byte, and nothing outside the jobs changes.

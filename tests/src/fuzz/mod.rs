@@ -6,12 +6,14 @@
 //!   seeds()        ─┴─▶ fn(&[u8]) ◀─────────┴─ tests/fuzz/         cargo-fuzz: coverage-guided, nightly
 //! ```
 
+mod aead;
 mod handshake;
 mod packets;
 mod texts;
 mod vici;
 mod xfrm;
 
+pub use aead::{aead_aesni, aead_avx512, aead_portable, aead_vaes256};
 pub use handshake::{handshake_answer, handshake_first};
 pub use packets::{decrypted_payload, esp_datagram, inner_packet, outer_packet};
 pub use texts::{config_file, strongswan_settings, values};
@@ -64,6 +66,26 @@ pub const TARGETS: &[Target] = &[
         name: "config_file",
         run: config_file,
         seeds: texts::config_seeds,
+    },
+    Target {
+        name: "aead_avx512",
+        run: aead_avx512,
+        seeds: aead::seeds,
+    },
+    Target {
+        name: "aead_vaes256",
+        run: aead_vaes256,
+        seeds: aead::seeds,
+    },
+    Target {
+        name: "aead_aesni",
+        run: aead_aesni,
+        seeds: aead::seeds,
+    },
+    Target {
+        name: "aead_portable",
+        run: aead_portable,
+        seeds: aead::seeds,
     },
     Target {
         name: "values",

@@ -113,3 +113,28 @@ impl Schedule {
         expanded
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::{mem::ManuallyDrop, slice};
+
+    #[test]
+    fn nothing_of_a_key_is_left_when_it_is_dropped() {
+        let Some(Key(schedule)) = Key::<1>::new(&[0x5a; 32]) else {
+            return; // no AES instructions here
+        };
+        let mut schedule = ManuallyDrop::new(schedule);
+        let bytes = |schedule: &ManuallyDrop<Schedule>| -> Vec<u8> {
+            let start = (&raw const **schedule).cast();
+            // SAFETY: what holds secrets lies before `rounds`, without padding.
+            unsafe { slice::from_raw_parts(start, core::mem::offset_of!(Schedule, rounds)) }
+                .to_vec()
+        };
+        let before = bytes(&schedule);
+        assert!(before[..32].iter().all(|byte| *byte == 0x5a));
+        // SAFETY: dropped once, and not used as a schedule again.
+        unsafe { ManuallyDrop::drop(&mut schedule) };
+        assert!(bytes(&schedule).iter().all(|byte| *byte == 0));
+    }
+}
