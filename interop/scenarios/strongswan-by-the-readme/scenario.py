@@ -51,7 +51,7 @@ def follow(world):
     same(ready["status"], 0, "nothing is missing any more", ready["out"], ready["err"])
     tunnels = world.ga.run(*readme.look)
     world.ga.write("/work/show-tunnels.txt", tunnels)
-    check(re.search(r"^site\b.*\bnet\b", tunnels, re.M), "the tunnel is shown by its names in swanctl.conf", tunnels)
+    check(re.search(r"^site: .*?^ +net: #\d+, .*INSTALLED", tunnels, re.M | re.S), "the tunnel is shown by its names in swanctl.conf", tunnels)
     sites.ping(sizes=(100, 1000))
     counted = eventually(lambda: [sa for sa in sites.charon_a.installed() if sa["in"][2] and sa["out"][2]], "swanctl counts what Esplane carries")
     same(len(counted), 1, "one SA pair is left")
