@@ -279,6 +279,55 @@ fn charon_restarts_and_its_orphans_give_way() {
 }
 
 #[test]
+fn a_charon_that_was_killed_counts_from_one_again_and_is_not_mistaken_for_the_old_one() {
+    let old = Negotiated::new(1);
+    let new = Negotiated {
+        unique_id: 1,
+        ..Negotiated::new(2)
+    };
+    let other = Negotiated {
+        unique_id: 2,
+        child: "lab",
+        networks: (vec!["10.1.0.0/16"], vec!["10.7.0.0/16"]),
+        ..Negotiated::new(3) // with the reqid that `net` had
+    };
+    for found_empty in [true, false] {
+        let mut world = World::with(&old);
+        world.west.vici(ViciEvent::Lost);
+        if found_empty {
+            world.west.charon_snapshot(&[]);
+        }
+        for direction in [Inbound, Outbound] {
+            world.west.add(&other, direction);
+            world.west.add(&new, direction);
+            world.east.add(&new, direction);
+        }
+        let (new, other) = (&new, &other);
+        world.east.child_up(new);
+        if found_empty {
+            world.west.child_up(new);
+            world.west.child_up(other);
+        } else {
+            world.west.charon_snapshot(&[new, other]);
+        }
+        // East was restarted too: it has nothing of the old ones.
+        world.east.delete(&old, Inbound);
+        world.east.delete(&old, Outbound);
+        world.east.later(Duration::from_secs(1));
+        world.talk();
+        assert!(world.nothing_held());
+        let children = world.west.importer.children();
+        let names: Vec<&str> = children.iter().map(|child| child.name.as_str()).collect();
+        assert_eq!(names, ["site/lab", "site/net"]);
+        let sas_of = |at: usize| -> Vec<Option<u32>> {
+            children[at].sas.iter().map(|sa| sa.unique_id).collect()
+        };
+        assert_eq!(sas_of(0), [Some(2), Some(2)]);
+        assert!(world.west.asked.is_empty());
+    }
+}
+
+#[test]
 fn charon_stops_in_order_and_everything_goes() {
     let of = Negotiated::new(1);
     let mut world = World::with(&of);

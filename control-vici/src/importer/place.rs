@@ -108,7 +108,7 @@ impl Importer {
     fn child_by_spi(&self, sa: &Sa) -> Option<(ChildId, Direction)> {
         let spi = sa.fact.key.spi;
         let weigh = |id: ChildId, direction| {
-            if sa.direction.is_some_and(|known| known != direction) {
+            if sa.fact.direction.is_some_and(|known| known != direction) {
                 return None;
             }
             let child = self.charon.child(id)?;
@@ -141,7 +141,9 @@ impl Importer {
             let Origin::Sas { reqid, .. } = &tunnel.key.origin else {
                 continue;
             };
-            if *reqid != sa.fact.reqid {
+            // A charon that was started again gives old reqids to other children.
+            let forgotten = |child| self.charon.has_forgotten(child);
+            if *reqid != sa.fact.reqid || tunnel.newest_child.is_some_and(forgotten) {
                 continue;
             }
             let Some(direction) = self.direction_within(tunnel, sa) else {

@@ -25,6 +25,8 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct Negotiated {
     pub number: u32,
+    /// charon's number of it.
+    pub unique_id: u32,
     pub esn: bool,
     pub suite: AeadSuite,
     pub reqid: u32,
@@ -40,6 +42,7 @@ impl Negotiated {
     pub fn new(number: u32) -> Self {
         Self {
             number,
+            unique_id: number,
             esn: true,
             suite: AeadSuite::Aes128Gcm16,
             reqid: 1,
@@ -217,7 +220,7 @@ impl End {
         let mark = Some(ImportSettings::MARK);
         ChildSa {
             name: of.child.into(),
-            unique_id: of.number,
+            unique_id: of.unique_id,
             reqid: of.reqid,
             state: ChildState::Installed,
             mode: "TUNNEL".into(),
