@@ -12,6 +12,7 @@ const BLOCKS_MAX: usize = POWERS - 2;
 const _: () = assert!(BLOCKS_MAX + 2 <= COUNTERS_BLOCKS);
 /// Streams of a pass: what registers hold.
 const PASS: usize = 8;
+
 /// The same of each of four. Written out: `array::map` is compiled without this width's features, and what it calls would
 /// not be inlined.
 macro_rules! each {
