@@ -62,16 +62,16 @@
 //! # Where the cycles go
 //!
 //! Core cycles of one packet of 64 inner bytes, AES-128-GCM in UDP over IPv4, one SA, everything in the cache, on a Zen 5 core with
-//! AVX-512. Rows are differences between benches (`aead-seal`, `esp-encap` − that, `route-lookup`, …), minima over windows
-//! of 64 packets while the machine was busy, so good for a few cycles:
+//! AVX-512. Rows are differences between lines of `esplane bench` (`aead-seal`, `esp-encap` less that, `route-lookup`, …):
+//! minima over windows of 64 packets, of a machine busy with other work, so good for a few cycles:
 //!
 //! | step | out | in |
 //! |---|---|---|
-//! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 44 | 44 |
-//! | classify; number or window; ESP header, trailer or what is left of them; the driver's record, verdict; selectors inbound | 52 | 70 |
+//! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 41 | 41 |
+//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 50 | 67 |
 //! | look up the route (a destination of its own for each packet; in a row of one flow it is 0) | 34 | – |
-//! | outer IP and UDP header | 20 | 19 |
-//! | all | 150 | 133 |
+//! | outer IP and UDP header | 26 | 15 |
+//! | all | 151 | 123 |
 //!
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters, four locked
 //! instructions outbound; inbound one per 32 numbers, and three. With 10,000 SAs in turn every packet is a run of its own, and what

@@ -56,16 +56,33 @@ impl Clock {
     pub fn measure<T>(
         &self,
         items: usize,
+        prepare: impl FnMut() -> T,
+        run: impl FnMut(T),
+    ) -> Measured {
+        self.measure_if(items, prepare, run, || true)
+    }
+
+    /// The same, of windows that are `valid` afterwards. Gives up, with whatever it has, on a machine where hardly any is.
+    pub fn measure_if<T>(
+        &self,
+        items: usize,
         mut prepare: impl FnMut() -> T,
         mut run: impl FnMut(T),
+        mut valid: impl FnMut() -> bool,
     ) -> Measured {
         let mut windows = Vec::new();
         let started = Instant::now();
-        while windows.len() < WINDOWS_MIN || started.elapsed() < PATIENCE {
+        while windows.is_empty()
+            || started.elapsed() < PATIENCE
+            || windows.len() < WINDOWS_MIN && started.elapsed() < 10 * PATIENCE
+        {
             let prepared = prepare();
             let begun = Instant::now();
             run(prepared);
-            windows.push(begun.elapsed().saturating_sub(self.overhead));
+            let window = begun.elapsed().saturating_sub(self.overhead);
+            if valid() {
+                windows.push(window);
+            }
         }
         windows.sort_unstable();
         let per_item = |window: Duration| window.as_nanos() as f64 / items as f64;
