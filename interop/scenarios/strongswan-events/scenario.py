@@ -5,6 +5,7 @@ the wire: with AES-GCM a pair used twice would give the key away.
 """
 
 import signal
+import time
 
 from lab.behind import Plan, Sites
 from lab.runner import Scenario
@@ -23,6 +24,7 @@ def scenarios():
         ("peer-restart", peer_restart, "kill -9 of the peer's charon; it negotiates anew"),
         ("dpd", dead_peer, "the peer is unreachable for a while: DPD finds out, and the tunnel comes back"),
         ("mobike", mobike, "Esplane's side changes its address; MOBIKE moves the SAs with their keys"),
+        ("nat-rebinds", nat_rebinds, "a NAT in front of the peer gives it another port: Esplane follows its authentic packets"),
     ):  # fmt: skip
         yield Scenario(f"strongswan-{name}", lambda world, story=story: story(world), about=about)
 
@@ -145,3 +147,42 @@ def no_number_twice(capture):
     check(len(pairs) > 10, "packets were captured", len(pairs))
     twice = len(pairs) - len(set(pairs))
     same(twice, 0, "no pair of SPI and sequence number was sent twice", f"{len(pairs)} packets")
+
+
+def nat_rebinds(world):
+    sites = Sites(world, Plan())
+    sites.conf_a = sites.conf_a.replace(f"remote_addrs = {sites.gb}", "remote_addrs = %any")
+    hide_peer(world, sites.gb, 20000)
+    sites.start(initiate=False)
+    sites.charon_b.swanctl("--initiate", "--child", "net")
+    sites.await_carried()
+    sites.ping()
+    check(20000 <= sends_to_port(sites) < 20100, "Esplane sends to the NAT's port", sites.esplane.status()["sas"])
+    before = sites.charon_a.installed()
+    hide_peer(world, sites.gb, 30000)
+    time.sleep(4)  # until the NAT has forgotten the old port
+    eventually(lambda: world.b.call("ping", to=sites.a, sizes=[100], timeout=1.0)["answered"] == 1, "the peer's packets are answered")
+    check(30000 <= sends_to_port(sites) < 30100, "Esplane sends to the new port", sites.esplane.status()["sas"])
+    sites.ping(count=5)
+    same([sa["number"] for sa in sites.charon_a.installed()], [sa["number"] for sa in before], "the SAs are the same")
+    return "followed to another port without a negotiation"
+
+
+def hide_peer(world, address, port):
+    """The Internet hides the peer's port 4500 behind one of its own, and forgets it after two quiet seconds."""
+    world.net.run("nft", "-f", "-", input=f"""
+        flush ruleset
+        table ip nat {{
+            chain post {{
+                type nat hook postrouting priority srcnat
+                ip saddr {address} udp sport 4500 masquerade to :{port}-{port + 99}
+                ip saddr {address} masquerade
+            }}
+        }}
+    """)  # fmt: skip
+    world.net.sh("cd /proc/sys/net/netfilter; echo 2 >nf_conntrack_udp_timeout; echo 2 >nf_conntrack_udp_timeout_stream")
+
+
+def sends_to_port(sites):
+    (remote,) = (row["remote"] for row in sites.esplane.status()["sas"] if row["direction"] == "outbound" and row["active"])
+    return int(remote.rsplit(":", 1)[1])
