@@ -13,14 +13,16 @@ On the side: CPU time of both gateways' processes for each packet of udp1400; of
 at its highest. A kernel charges its own work to whoever runs at the time, so CPU a packet is a comparison, no bill.
 """
 
+import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from topology import SERVER, Failed, stop
+from topology import SERVER, Failed, eventually, stop
 
 PORT = "5300"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -58,13 +60,32 @@ class Context:
 
     def iperf(self, *arguments):
         """One run; iperf3's own account of it."""
-        server = self.topology.start("h2", "iperf3", "-s", "-1", "-p", PORT)
+        server = self.iperf_server()
         try:
-            time.sleep(0.3)
             client = ["iperf3", "-c", SERVER, "-p", PORT, "-t", str(self.seconds), "-J", *arguments]
             return json.loads(self.topology.run("h1", *client, seconds=self.seconds + 20))["end"]
         finally:
             stop(server)
+
+    def iperf_server(self):
+        return listening(self.topology.start("h2", "iperf3", "-s", "-1", "-p", PORT), PORT)
+
+
+def listening(server, port):
+    """The process, once it takes TCP connections there, however slow the machine is."""
+    waiting = re.compile(rf":{int(port):04X} \S+ 0A ")  # local address, remote address, state LISTEN
+
+    def listens():
+        if server.poll() is not None:
+            raise Failed(f"what should listen on port {port} has ended with {server.returncode}")
+        for table in ("tcp", "tcp6"):  # of the process's namespace; a kernel without IPv6 has no second
+            with contextlib.suppress(OSError):
+                if waiting.search(Path(f"/proc/{server.pid}/net/{table}").read_text()):
+                    return True
+        return False
+
+    eventually(listens, f"something listens on port {port}")
+    return server
 
 
 def tcp(streams):
@@ -101,8 +122,7 @@ def packets(mix):
 def latency(context):
     time.sleep(1)  # what the case before has left in the queues is not idle
     round_trips(context, "idle")
-    server = context.topology.start("h2", "iperf3", "-s", "-1", "-p", PORT)
-    time.sleep(0.3)
+    server = context.iperf_server()
     load = context.topology.start("h1", "iperf3", "-c", SERVER, "-p", PORT, "-t", str(context.seconds + 2))
     time.sleep(1)
     try:
@@ -153,10 +173,10 @@ SOAK_MIB = 1024
 def soak(context):
     topology, seconds = context.topology, context.seconds
     before = sum(map(resident_mib, context.system.process_ids()))
-    server = topology.start("h2", "iperf3", "-s", "-1", "-p", PORT)
+    server = context.iperf_server()
     words = [sys.executable, "-c", TRANSFER]
     receiver = topology.start("h2", *words, "receive", SERVER, "5301", SOAK_MIB, stdout=subprocess.PIPE)
-    time.sleep(0.5)
+    listening(receiver, "5301")
     load = topology.start("h1", "iperf3", "-c", SERVER, "-p", PORT, "-P", "8", "-t", str(seconds))
     sent = topology.run("h1", *words, "send", SERVER, "5301", SOAK_MIB, seconds=seconds + 120).split()
     received = receiver.communicate(timeout=60)[0].decode().split()

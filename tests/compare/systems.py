@@ -26,10 +26,13 @@ class Tools:
         self.directory = target / "compare"
         places = [self.directory / "debian" / part / f"{os.uname().machine}-linux-gnu" for part in ("lib", "usr/lib")]
         self.libraries = ":".join(map(str, places))
-        for command, package in (("iperf3", "iperf3"), ("ip", "iproute2"), ("taskset", "util-linux")):
+        for command, package in (("iperf3", "iperf3"), ("ip", "iproute2"), ("taskset", "util-linux"), ("sysctl", "procps")):
             if not shutil.which(command):
                 raise SystemExit(f"tests/compare/run: needs {command} (Debian package {package})")
-        self.ping = self.debian("ping", "iputils-ping")
+        try:
+            self.ping = self.debian("ping", "iputils-ping")
+        except Missing as missing:
+            raise SystemExit(f"tests/compare/run: {missing}") from None
 
     def debian(self, command, package, libraries=()):
         """A program of a Debian package, unpacked but not installed: no service starts."""
