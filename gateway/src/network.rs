@@ -3,7 +3,7 @@
 use crate::{
     config::{Config, Endpoint, Mtu},
     io::TUN_QUEUE_PACKETS,
-    netlink::{Installed, Netlink, NetlinkError},
+    netlink::{Installed, Netlink, NetlinkError, SourceRoute},
 };
 use esplane_api::{AeadSuite, IpPrefix, OuterPath, TrafficSelector, UdpEncap};
 use esplane_dataplane::max_inner_bytes;
@@ -23,6 +23,8 @@ pub struct Network {
     link: u32,
     /// Each route with its metric.
     routes: BTreeMap<IpPrefix, u32>,
+    /// What is a route for packets from some networks alone.
+    by_source: BTreeSet<SourceRoute>,
     /// Which address packets of this machine itself take, where a route says so.
     sources: BTreeMap<IpPrefix, IpAddr>,
 }
@@ -35,6 +37,7 @@ impl Network {
         netlink.set_mtu(link, mtu).await?;
         netlink.set_queue_packets(link, TUN_QUEUE_PACKETS).await?;
         netlink.set_quiet(link).await?;
+        netlink.remove_leftover_source_routes(link).await?;
         let mut installed = Installed::new(netlink);
         for address in &config.interface.addresses {
             installed
@@ -47,6 +50,7 @@ impl Network {
             installed,
             link,
             routes: BTreeMap::new(),
+            by_source: BTreeSet::new(),
             sources: BTreeMap::new(),
         })
     }
@@ -151,6 +155,41 @@ impl Network {
         refused
     }
 
+    /// Makes exactly these (local, remote) networks lead into the interface for packets from one to the other; what the
+    /// kernel refuses is answered by the remote one.
+    pub async fn set_by_source(
+        &mut self,
+        wanted: &BTreeSet<(IpPrefix, IpPrefix)>,
+    ) -> BTreeMap<IpPrefix, NetlinkError> {
+        let link = self.link;
+        let route = |(local, remote): &(IpPrefix, IpPrefix)| SourceRoute {
+            local: *local,
+            remote: *remote,
+            link,
+        };
+        let wanted: BTreeSet<SourceRoute> = wanted.iter().map(route).collect();
+        let mut refused = BTreeMap::new();
+        for new in wanted.difference(&self.by_source.clone()) {
+            match self.installed.add_source_route(*new).await {
+                Ok(()) => _ = self.by_source.insert(*new),
+                Err(error) => _ = refused.insert(new.remote, error),
+            }
+        }
+        for stale in self.by_source.clone().difference(&wanted) {
+            match self.installed.remove_source_route(*stale).await {
+                Ok(()) => _ = self.by_source.remove(stale),
+                Err(error) => warn!("{error}"),
+            }
+        }
+        refused
+    }
+
+    /// Whether this network is a route, for all packets or for those of some sources.
+    pub fn has_route(&self, network: &IpPrefix) -> bool {
+        let mut by_source = self.by_source.iter();
+        self.routes.contains_key(network) || by_source.any(|route| route.remote == *network)
+    }
+
     /// Gives the interface another MTU.
     pub async fn set_mtu(&self, mtu: u32) -> Result<(), NetlinkError> {
         self.installed.netlink().set_mtu(self.link, mtu).await
@@ -159,11 +198,6 @@ impl Network {
     /// The connection to the kernel.
     pub fn netlink(&self) -> &Netlink {
         self.installed.netlink()
-    }
-
-    /// The routes that the kernel has from us, with their metrics.
-    pub fn routes(&self) -> &BTreeMap<IpPrefix, u32> {
-        &self.routes
     }
 
     /// Takes everything back.

@@ -10,7 +10,7 @@ use crate::vici::{
     SelectorTextError,
 };
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What was found out of one child.
 pub struct Examined<'a> {
@@ -215,29 +215,35 @@ impl<'a> Child<'a> {
 
     /// ESP to the peer must not be routed into the tunnel that carries it.
     fn routes(&mut self) {
-        let of_it = self
-            .survey
-            .sas
-            .iter()
-            .filter(|ike| ike.name == self.connection.name);
-        let up = of_it.filter_map(|ike| ike.remote.map(|remote| remote.ip()));
-        let configured = self
-            .connection
-            .remote_addrs
-            .iter()
-            .filter_map(|text| text.parse().ok());
-        let peers: Vec<IpAddr> = up.chain(configured).collect();
-        let around = self.loaded.remote_ts.iter().find(|text| {
-            let selector = self.survey.names.selector(text);
-            selector.is_ok_and(|selector| peers.iter().any(|peer| selector.contains(*peer)))
-        });
-        if let Some(text) = around {
-            self.say(
-                Verdict::Note,
-                "routes",
-                format!("the peer's own address lies in {text}, so Esplane sets no route for that: set those that you want into its interface (esp0) yourself"),
-            );
-        }
+        let (survey, connection) = (self.survey, self.connection);
+        let of_it = survey.sas.iter().filter(|ike| ike.name == connection.name);
+        let ends = of_it.map(|ike| (ike.local, ike.remote));
+        let (ours, theirs): (Vec<_>, Vec<_>) = ends.unzip();
+        let all = |up: Vec<Option<SocketAddr>>, configured: &[String]| -> Vec<IpAddr> {
+            let configured = configured.iter().filter_map(|text| text.parse().ok());
+            let up = up.into_iter().flatten().map(|end| end.ip());
+            up.chain(configured).collect()
+        };
+        let ours = all(ours, &connection.local_addrs);
+        let theirs = all(theirs, &connection.remote_addrs);
+        let around = |selectors: &'a [String], ends: &[IpAddr]| {
+            selectors.iter().find(|text| {
+                let selector = survey.names.selector(text);
+                selector.is_ok_and(|selector| ends.iter().any(|end| selector.contains(*end)))
+            })
+        };
+        let Some(remote) = around(&self.loaded.remote_ts, &theirs) else {
+            return;
+        };
+        let note = match around(&self.loaded.local_ts, &ours) {
+            None => format!(
+                "the peer's own address lies in {remote}, so Esplane leads packets there by their source, which is in local_ts (`ip rule`): those of this machine itself only if they have such an address"
+            ),
+            Some(local) => format!(
+                "the peer's own address lies in {remote}, and ours in {local}, so Esplane sets no route for that: set those that you want into its interface (esp0) yourself"
+            ),
+        };
+        self.say(Verdict::Note, "routes", note);
     }
 
     /// Those that are up and that the kernel itself may use, as far as it shows.

@@ -429,6 +429,26 @@ fn other_marks_and_halves_are_not_the_mark() {
 }
 
 #[test]
+fn a_network_with_the_peer_inside_is_told_with_what_it_means() {
+    let mut survey = survey();
+    survey.connections[0].children[0].remote_ts = vec!["0.0.0.0/0".into()];
+    let report = check(&survey);
+    let text = about(child(&report, "net"), "routes").text.clone();
+    assert!(
+        text.contains("lies in 0.0.0.0/0, so Esplane leads packets there by their source"),
+        "{text}"
+    );
+
+    survey.connections[0].children[0].local_ts = vec!["0.0.0.0/0".into()];
+    let report = check(&survey);
+    let text = about(child(&report, "net"), "routes").text.clone();
+    assert!(
+        text.contains("and ours in 0.0.0.0/0, so Esplane sets no route"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_peer_that_calls_us_is_waited_for() {
     let mut survey = survey();
     survey.connections[0].remote_addrs = vec!["%any".into()];

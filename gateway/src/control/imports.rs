@@ -5,14 +5,14 @@ use crate::{
     config::{Config, Mode, Mtu},
     network::inner_mtu,
     status::{ChildRow, PeerRow, StrongswanRow},
-    strongswan::{Fact, Takeover, routes},
+    strongswan::{Fact, Takeover, Ways, ways},
 };
 use esplane_api::{Direction, IpPrefix, SaStatus, SelectorPair, TrafficSelector, TunnelId};
 use esplane_control_vici::{
     importer::{ChildStatus, ImportNotice, Severity},
     vici::ChildState,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use tracing::{error, info, warn};
 
 impl Control {
@@ -58,39 +58,42 @@ impl Control {
         self.node
             .retain_traffic(|tunnel| ids.name(tunnel).is_some() || imported.contains(&tunnel));
         self.follow_mtu().await;
-        let local: Vec<_> = self
-            .node
-            .children()
-            .iter()
-            .flat_map(|child| &child.selectors)
-            .flat_map(|pair| {
-                pair.remote
-                    .prefixes()
-                    .into_iter()
-                    .map(|remote| (remote, pair.local))
-            })
-            .collect();
         self.unrouted.clear();
+        let by_source = self.imported_ways(&self.config).by_source;
+        let mut refused = self.network.set_by_source(&by_source).await;
         let wanted = self.routes_with(&self.config);
-        for (prefix, error) in self.network.set_what_can_be(&wanted).await {
+        refused.extend(self.network.set_what_can_be(&wanted).await);
+        for (prefix, error) in refused {
             error!("{prefix}, behind a tunnel of strongSwan's, gets no route: {error}");
             self.unrouted.insert(prefix, error.to_string());
         }
+        let local = self.imported_networks();
         self.network.prefer_sources(&local).await;
     }
 
-    /// Which networks behind the children become routes under `config`, and why the others do not.
-    pub(super) fn imported_routes(
-        &self,
-        config: &Config,
-    ) -> (BTreeMap<IpPrefix, u32>, BTreeMap<IpPrefix, String>) {
+    /// The networks behind the children, each with what may send there.
+    fn imported_networks(&self) -> Vec<(IpPrefix, TrafficSelector)> {
+        let children = self.node.children();
+        let pairs = children.iter().flat_map(|child| &child.selectors);
+        pairs
+            .flat_map(|pair| {
+                let remotes = pair.remote.prefixes().into_iter();
+                remotes.map(|remote| (remote, pair.local))
+            })
+            .collect()
+    }
+
+    /// How the networks behind the children are reached under `config`, and why the others are not.
+    pub(super) fn imported_ways(&self, config: &Config) -> Ways {
         let Some(takeover) = &self.takeover else {
-            return Default::default();
+            return Ways::default();
         };
-        let (mut good, mut bad) = routes(config, self.node.imported_routes(), &takeover.paths());
-        good.retain(|prefix, _| !self.unrouted.contains_key(prefix));
-        bad.extend(self.unrouted.clone());
-        (good, bad)
+        let (wanted, pairs) = (self.node.imported_routes(), self.imported_networks());
+        let mut ways = ways(config, wanted, &pairs, &takeover.paths());
+        ways.routes
+            .retain(|prefix, _| !self.unrouted.contains_key(prefix));
+        ways.none.extend(self.unrouted.clone());
+        ways
     }
 
     /// The children of a strongSwan as people count them: one that is up does not wait on demand besides.

@@ -122,7 +122,7 @@ impl Control {
             destination: prefix.to_string(),
             peer: peer.to_owned(),
             metric: self.config.route_metric,
-            installed: self.network.routes().contains_key(&prefix),
+            installed: self.network.has_route(&prefix),
             problem: (!self.config.install_routes).then(|| "install_routes is off".to_owned()),
         };
         let peers = self
@@ -136,7 +136,7 @@ impl Control {
                 .into_iter()
                 .map(|prefix| row(&installed.sa.name, prefix))
         });
-        let (_, unrouted) = self.imported_routes(&self.config);
+        let unrouted = self.imported_ways(&self.config).none;
         let imported = children
             .iter()
             .filter(|child| child.tunnel.is_some())

@@ -14,7 +14,7 @@ use crate::{
     config::{Config, ConfigError, StaticSa},
     http::ApplyError,
     netlink::NetlinkError,
-    strongswan::is_imported,
+    strongswan::{Takeover, is_imported},
 };
 use esplane_api::IpPrefix;
 use std::collections::BTreeMap;
@@ -91,6 +91,7 @@ impl Control {
         self.log.reload(&new.log);
         self.resolver.follow(&new);
         self.config = new;
+        self.ask(Takeover::look_again);
         Ok(())
     }
 
@@ -247,7 +248,7 @@ impl Control {
             .map(|(_, prefix)| prefix)
             .chain(by_api)
             .map(|prefix| (prefix, config.route_metric))
-            .chain(self.imported_routes(config).0)
+            .chain(self.imported_ways(config).routes)
             .collect()
     }
 }

@@ -1,4 +1,4 @@
-use crate::netlink::ROUTE_PROTOCOL;
+use crate::netlink::{ROUTE_PROTOCOL, SourceRoute};
 use esplane_api::IpPrefix;
 use std::{fmt, io, net::IpAddr};
 
@@ -59,9 +59,12 @@ pub enum Action {
         prefix: IpPrefix,
         router: IpAddr,
     },
+    AddSourceRoute(SourceRoute),
+    RemoveSourceRoute(SourceRoute),
     FindRoute(IpAddr),
     ListRoutes,
     ListAddresses,
+    ListRules,
 }
 
 /// The route in the way of ours.
@@ -157,7 +160,7 @@ impl Action {
             (Some(libc::ENETUNREACH | libc::EHOSTUNREACH), Self::FindRoute(address)) => {
                 NetlinkError::Unreachable(address)
             }
-            (Some(libc::ENODEV | libc::ESRCH | libc::EADDRNOTAVAIL), action) => {
+            (Some(libc::ENODEV | libc::ENOENT | libc::ESRCH | libc::EADDRNOTAVAIL), action) => {
                 NetlinkError::Gone { action }
             }
             (_, action) => NetlinkError::Refused { action, source },
@@ -218,9 +221,14 @@ impl fmt::Display for Action {
             Self::RemoveRouteVia { prefix, router } => {
                 write!(f, "remove the route to {prefix} by way of {router}")
             }
+            Self::AddSourceRoute(route) => write!(f, "add the rules for packets {route}"),
+            Self::RemoveSourceRoute(route) => {
+                write!(f, "remove the rules for packets {route}")
+            }
             Self::FindRoute(address) => write!(f, "find the route to {address}"),
             Self::ListRoutes => f.write_str("list the routes"),
             Self::ListAddresses => f.write_str("list the addresses"),
+            Self::ListRules => f.write_str("list the routing rules"),
         }
     }
 }

@@ -1,4 +1,4 @@
-use super::{Netlink, NetlinkError};
+use super::{Netlink, NetlinkError, SourceRoute};
 use esplane_api::IpPrefix;
 use std::net::IpAddr;
 
@@ -25,6 +25,7 @@ enum Entry {
         link: u32,
         metric: u32,
     },
+    SourceRoute(SourceRoute),
 }
 
 impl Installed {
@@ -104,6 +105,21 @@ impl Installed {
         Ok(())
     }
 
+    /// As [`Netlink::add_source_route`].
+    pub async fn add_source_route(&mut self, route: SourceRoute) -> Result<(), NetlinkError> {
+        self.netlink.add_source_route(&route).await?;
+        self.entries.push(Entry::SourceRoute(route));
+        Ok(())
+    }
+
+    /// Removes one added through this journal.
+    pub async fn remove_source_route(&mut self, route: SourceRoute) -> Result<(), NetlinkError> {
+        let entry = Entry::SourceRoute(route);
+        self.remove(entry).await?;
+        self.entries.retain(|other| *other != entry);
+        Ok(())
+    }
+
     /// Removes one address added through this journal, as a reload does.
     pub async fn remove_address(
         &mut self,
@@ -150,6 +166,7 @@ impl Installed {
                 link,
                 metric,
             } => netlink.remove_route(prefix, link, metric).await,
+            Entry::SourceRoute(route) => netlink.remove_source_route(&route).await,
         };
         match outcome {
             Err(error) if error.is_gone() => Ok(()),

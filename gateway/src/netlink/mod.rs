@@ -13,14 +13,17 @@
 //! | file | holds |
 //! |---|---|
 //! | `mod.rs` | [`Netlink`], [`Link`]: the requests |
+//! | `by_source.rs` | [`SourceRoute`]: what only packets of some sources take |
 //! | `follow.rs` | neighbours, next hops, own addresses; hearing when they change |
 //! | `installed.rs` | [`Installed`]: the journal |
 //! | `error.rs` | [`NetlinkError`], [`Action`]: what was asked, what is wrong, what would be right |
 
+mod by_source;
 mod error;
 mod follow;
 mod installed;
 
+pub use by_source::SourceRoute;
 pub use error::{Action, NetlinkError, Obstacle};
 pub use follow::{Changes, Neighbour, Way};
 pub use installed::Installed;

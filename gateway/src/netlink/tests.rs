@@ -1,6 +1,7 @@
 //! Against the real kernel, in a network namespace made for the test, which ends with its thread.
 
 use super::*;
+use futures_util::StreamExt;
 use nix::sched::{CloneFlags, unshare};
 
 /// Runs `story` in a thread with a network namespace of its own.
@@ -115,6 +116,82 @@ fn what_was_installed_goes_and_what_was_there_stays() {
         let error = netlink.remove_address(link, address("fd00::1"), 64).await;
         assert!(error.unwrap_err().is_gone());
         netlink.remove_address(link, theirs, 24).await.unwrap();
+    });
+}
+
+/// Where a packet with this source would go: what `ip route get … from …` says.
+async fn way_from(netlink: &Netlink, source: &str, to: &str) -> Option<u32> {
+    let mut question = lookup(address(to));
+    question.header.source_prefix_length = IpPrefix::host(address(source)).length();
+    let source = RouteAttribute::Source(address(source).into());
+    question.attributes.push(source);
+    let answer = netlink.handle.route().get(question).execute();
+    let route = answer.into_future().await.0?.ok()?;
+    out_link(&route)
+}
+
+#[test]
+fn packets_of_some_sources_take_a_route_of_their_own_and_all_others_do_not() {
+    in_own_namespace(async || {
+        let (netlink, link) = a_link().await;
+        let two = netlink.link_index("two").await.unwrap();
+        for (own, length, on) in [
+            ("192.0.2.1", 24, two),
+            ("10.1.0.1", 24, two),
+            ("2001:db8::1", 64, two),
+            ("fd01::1", 64, two),
+        ] {
+            netlink.add_address(on, address(own), length).await.unwrap();
+        }
+        netlink.add_route(IpPrefix::ALL_V4, two, 0).await.unwrap();
+        netlink.add_route(IpPrefix::ALL_V6, two, 0).await.unwrap();
+        let everything = [("10.1.0.0/24", "0.0.0.0/0"), ("fd01::/64", "::/0")];
+        let a_site = ("10.1.0.0/24", "203.0.113.0/24");
+        let routes = everything.into_iter().chain([a_site]);
+        let routes = routes.map(|(local, remote)| SourceRoute {
+            local: prefix(local),
+            remote: prefix(remote),
+            link,
+        });
+        let routes: Vec<SourceRoute> = routes.collect();
+        for (source, to) in [("10.1.0.1", "203.0.113.1"), ("fd01::1", "2001:db8:b::1")] {
+            assert_eq!(way_from(&netlink, source, to).await, Some(two));
+        }
+        for route in &routes {
+            netlink.add_source_route(route).await.unwrap();
+            netlink.add_source_route(route).await.unwrap(); // as after a crash
+        }
+        for (source, to, way) in [
+            ("10.1.0.1", "203.0.113.1", link),
+            ("10.1.0.1", "198.51.100.1", link),
+            ("fd01::1", "2001:db8:b::1", link),
+            // Narrower routes of the main table come first.
+            ("10.1.0.1", "192.0.2.9", two),
+            ("fd01::1", "2001:db8::9", two),
+            // Other sources have nothing to do with it.
+            ("192.0.2.1", "203.0.113.1", two),
+            ("2001:db8::1", "2001:db8:b::1", two),
+        ] {
+            assert_eq!(
+                way_from(&netlink, source, to).await,
+                Some(way),
+                "{source} to {to}"
+            );
+        }
+        // What a killed daemon left is found, by the interface that it led into.
+        netlink.remove_leftover_source_routes(two).await.unwrap();
+        assert_eq!(
+            way_from(&netlink, "10.1.0.1", "203.0.113.1").await,
+            Some(link)
+        );
+        netlink.remove_leftover_source_routes(link).await.unwrap();
+        for (source, to) in [("10.1.0.1", "203.0.113.1"), ("fd01::1", "2001:db8:b::1")] {
+            assert_eq!(way_from(&netlink, source, to).await, Some(two));
+        }
+        for route in &routes {
+            let rules = netlink.remove_source_route(route).await;
+            assert!(rules.is_ok(), "what is gone is no trouble");
+        }
     });
 }
 

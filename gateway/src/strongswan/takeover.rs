@@ -6,7 +6,7 @@ use crate::{
     io::AddressFilter,
     node::Node,
 };
-use esplane_api::{IpPrefix, OuterPath, SaStatus, TunnelId};
+use esplane_api::{IpPrefix, OuterPath, SaStatus, TrafficSelector, TunnelId};
 use esplane_control_vici::importer::{Database, ImportSettings, Importer};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -99,6 +99,11 @@ impl Takeover {
         }
     }
 
+    /// Routes are to be looked at again: what is configured has changed.
+    pub fn look_again(&mut self) {
+        self.news = true;
+    }
+
     /// Whether there was news since the last time.
     pub fn news(&mut self) -> bool {
         std::mem::take(&mut self.news)
@@ -146,35 +151,58 @@ fn key(path: &OuterPath) -> PathKey {
     (path.local(), path.remote(), encap)
 }
 
-/// Imported networks become routes, but for those that the peer itself lies in: ESP would run in circles.
-/// Answers what becomes a route, and why the others do not.
-pub(crate) fn routes(
+/// How packets for the networks behind a strongSwan's children reach them.
+#[derive(Debug, Default)]
+pub(crate) struct Ways {
+    /// Routes, with their metrics.
+    pub routes: BTreeMap<IpPrefix, u32>,
+    /// (local, remote): networks in which a peer itself lies are routes for packets from behind us alone, as ESP would run
+    /// in circles else.
+    pub by_source: BTreeSet<(IpPrefix, IpPrefix)>,
+    /// Networks without a way, and why.
+    pub none: BTreeMap<IpPrefix, String>,
+}
+
+/// The ways to `wanted`. `pairs` are what children protect: a remote network, and what may send there; `paths` where ESP goes.
+pub(crate) fn ways(
     config: &Config,
     wanted: Vec<IpPrefix>,
+    pairs: &[(IpPrefix, TrafficSelector)],
     paths: &[OuterPath],
-) -> (BTreeMap<IpPrefix, u32>, BTreeMap<IpPrefix, String>) {
-    let (mut good, mut bad) = (BTreeMap::new(), BTreeMap::new());
-    for prefix in wanted {
-        match paths.iter().find(|path| prefix.contains(path.remote())) {
-            _ if !config.install_routes => {
-                bad.insert(prefix, "install_routes is off".to_owned());
-            }
-            _ if !config.strongswan.as_ref().is_some_and(|it| it.routes) => {
-                bad.insert(prefix, "strongswan.routes is off".to_owned());
-            }
-            Some(path) => {
-                let problem = format!(
-                    "the peer's own address {} lies inside, so ESP would run in circles; set a narrower route yourself",
-                    path.remote()
-                );
-                bad.insert(prefix, problem);
-            }
-            None => {
-                good.insert(prefix, config.route_metric);
-            }
+) -> Ways {
+    let mut ways = Ways::default();
+    for remote in wanted {
+        let mut inside = paths.iter().filter(|path| remote.contains(path.remote()));
+        // A peer that nothing is known of yet lies there, too.
+        let around_peers = remote.length() == 0 || inside.clone().next().is_some();
+        let locals = || {
+            pairs
+                .iter()
+                .filter(|pair| pair.0 == remote)
+                .map(|pair| pair.1)
+        };
+        let ours_inside = inside.find(|path| locals().any(|local| local.contains(path.local())));
+        if !config.install_routes {
+            let problem = "install_routes is off".to_owned();
+            ways.none.insert(remote, problem);
+        } else if !config.strongswan.as_ref().is_some_and(|it| it.routes) {
+            let problem = "strongswan.routes is off".to_owned();
+            ways.none.insert(remote, problem);
+        } else if let Some(path) = ours_inside {
+            let problem = format!(
+                "the peer's own address {} lies inside, and ours, {}, in local_ts, so ESP would run in circles; set narrower routes yourself",
+                path.remote(),
+                path.local()
+            );
+            ways.none.insert(remote, problem);
+        } else if around_peers {
+            let prefixes = locals().flat_map(|local| local.prefixes());
+            ways.by_source.extend(prefixes.map(|local| (local, remote)));
+        } else {
+            ways.routes.insert(remote, config.route_metric);
         }
     }
-    (good, bad)
+    ways
 }
 
 #[cfg(test)]
@@ -182,24 +210,67 @@ mod tests {
     use super::*;
     use std::path::Path;
 
+    fn config(more: &str) -> Config {
+        let text = format!("name: n\ninterface: {{ name: esp0 }}\nstrongswan: {more}\n");
+        Config::from_text(Path::new("esplane.yaml"), &text).unwrap()
+    }
+
+    fn prefix(text: &str) -> IpPrefix {
+        text.parse().unwrap()
+    }
+
+    fn path(here: &str, there: &str) -> OuterPath {
+        OuterPath::new(here.parse().unwrap(), there.parse().unwrap(), None).unwrap()
+    }
+
     #[test]
-    fn a_network_that_holds_the_peer_itself_is_no_route_and_says_so() {
-        let config = |more: &str| {
-            let text = format!("name: n\ninterface: {{ name: esp0 }}\nstrongswan: {more}\n");
-            Config::from_text(Path::new("esplane.yaml"), &text).unwrap()
-        };
-        let prefix = |text: &str| -> IpPrefix { text.parse().unwrap() };
-        let wanted = vec![IpPrefix::ALL_V4, prefix("10.2.0.0/16"), IpPrefix::ALL_V6];
-        let (here, peer) = ("192.0.2.1".parse().unwrap(), "203.0.113.1".parse().unwrap());
-        let paths = [OuterPath::new(here, peer, None).unwrap()];
-        let (good, bad) = routes(&config("{}"), wanted.clone(), &paths);
-        let good: Vec<IpPrefix> = good.into_keys().collect();
-        assert_eq!(good, [prefix("10.2.0.0/16"), IpPrefix::ALL_V6]);
-        assert!(
-            bad[&IpPrefix::ALL_V4].contains("203.0.113.1 lies inside"),
-            "{bad:?}"
+    fn a_network_that_holds_the_peer_itself_is_a_route_for_what_comes_from_behind_us_alone() {
+        let (all, site, lan) = (
+            IpPrefix::ALL_V4,
+            prefix("10.2.0.0/16"),
+            prefix("203.0.113.0/24"),
         );
-        let (good, bad) = routes(&config("{ routes: false }"), wanted, &paths);
-        assert!(good.is_empty() && bad.len() == 3, "{good:?} {bad:?}");
+        let pairs = [
+            (all, "10.1.0.0-10.1.2.255"),
+            (site, "10.1.0.0/16"),
+            (lan, "10.1.0.0/16"),
+        ];
+        let pairs = pairs.map(|(remote, local)| (remote, local.parse().unwrap()));
+        let paths = [path("192.0.2.1", "203.0.113.1")];
+        let found = ways(&config("{}"), vec![all, site, lan], &pairs, &paths);
+        assert_eq!(Vec::from_iter(found.routes.into_keys()), [site]);
+        let by_source = [
+            ("10.1.0.0/16", lan),
+            ("10.1.0.0/23", all),
+            ("10.1.2.0/24", all),
+        ];
+        let by_source = by_source.map(|(local, remote)| (prefix(local), remote));
+        assert_eq!(found.by_source, BTreeSet::from(by_source));
+        assert!(found.none.is_empty(), "{:?}", found.none);
+    }
+
+    #[test]
+    fn everything_is_no_route_before_a_peer_is_known_either() {
+        let pairs = [(IpPrefix::ALL_V6, "fd01::/64".parse().unwrap())];
+        let found = ways(&config("{}"), vec![IpPrefix::ALL_V6], &pairs, &[]);
+        assert!(found.routes.is_empty() && found.none.is_empty());
+        let by_source = (prefix("fd01::/64"), IpPrefix::ALL_V6);
+        assert_eq!(found.by_source, BTreeSet::from([by_source]));
+    }
+
+    #[test]
+    fn where_esp_itself_would_be_protected_there_is_no_route_and_it_says_so() {
+        let pairs = [(IpPrefix::ALL_V4, "0.0.0.0/0".parse().unwrap())];
+        let paths = [path("192.0.2.1", "203.0.113.1")];
+        let wanted = vec![IpPrefix::ALL_V4];
+        let found = ways(&config("{}"), wanted.clone(), &pairs, &paths);
+        assert!(found.routes.is_empty() && found.by_source.is_empty());
+        let problem = &found.none[&IpPrefix::ALL_V4];
+        assert!(
+            problem.contains("203.0.113.1 lies inside, and ours, 192.0.2.1"),
+            "{problem}"
+        );
+        let found = ways(&config("{ routes: false }"), wanted, &pairs, &paths);
+        assert_eq!(found.none[&IpPrefix::ALL_V4], "strongswan.routes is off");
     }
 }
