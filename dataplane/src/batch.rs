@@ -58,10 +58,20 @@ impl Outer {
         tos: 0,
         df: false,
     };
+
+    /// Whether all is the same but what differs between packets of one path.
+    #[inline]
+    fn same_ends(&self, other: &Self) -> bool {
+        self.remote == other.remote
+            && self.local == other.local
+            && (self.local_port, self.udp) == (other.local_port, other.udp)
+    }
 }
 
-/// One packet: its place in the arena and what is known of it.
+/// One packet: its place in the arena and what is known of it. Two of them share a cache line, so most of the outer side,
+/// which packets in a row have in common, lies in a slot of the batch ([`Batch::outer_of`]).
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(32))]
 pub struct PacketBuf {
     frame_start: u32,
     frame_end: u32,
@@ -69,9 +79,15 @@ pub struct PacketBuf {
     end: u32,
     /// What becomes of it.
     pub verdict: Verdict,
-    /// Its outer side.
-    pub outer: Outer,
+    /// The slot of its outer side.
+    pub(crate) outer_at: u16,
+    /// [`Outer::tos`].
+    pub(crate) outer_tos: u8,
+    /// [`Outer::df`].
+    pub(crate) outer_df: bool,
 }
+
+const _: () = assert!(size_of::<PacketBuf>() == 32);
 
 impl PacketBuf {
     /// Where its data lies in the arena.
@@ -131,6 +147,9 @@ impl PacketBuf {
 pub struct Batch {
     arena: Box<[u8]>,
     packets: Vec<PacketBuf>,
+    /// Two slots for each packet, by its number: one that whoever fills the batch may write, one that the dataplane may.
+    /// A packet whose outer side is the one before's uses that one's slot.
+    outers: Box<[Outer]>,
     frame_bytes: usize,
     capacity: usize,
 }
@@ -144,9 +163,14 @@ impl Batch {
                 .is_some_and(|bytes| bytes <= u32::MAX as usize),
             "a batch's arena is addressed with 32 bits"
         );
+        assert!(
+            capacity <= usize::from(u16::MAX) / 2,
+            "a batch's outer sides are numbered with 16 bits"
+        );
         Self {
             arena: vec![0; capacity * frame_bytes].into_boxed_slice(),
             packets: Vec::with_capacity(capacity),
+            outers: vec![Outer::NONE; 2 * capacity].into_boxed_slice(),
             frame_bytes,
             capacity,
         }
@@ -202,9 +226,65 @@ impl Batch {
         &mut self.arena[self.packets[index].data_range()]
     }
 
-    /// Arena and packets at once, for code that works on many packets in place.
-    pub fn parts_mut(&mut self) -> (&mut [u8], &mut [PacketBuf]) {
-        (&mut self.arena, &mut self.packets)
+    /// The outer side of one of its packets.
+    #[inline]
+    pub fn outer_of(&self, packet: &PacketBuf) -> Outer {
+        Outer {
+            tos: packet.outer_tos,
+            df: packet.outer_df,
+            ..self.outers[usize::from(packet.outer_at)]
+        }
+    }
+
+    /// Whether two of its packets have the same outer side.
+    #[inline]
+    pub fn same_outer(&self, one: &PacketBuf, other: &PacketBuf) -> bool {
+        let alike = |packet: &PacketBuf| (packet.outer_at, packet.outer_tos, packet.outer_df);
+        alike(one) == alike(other) || self.outer_of(one) == self.outer_of(other)
+    }
+
+    /// Gives a packet another outer side.
+    pub fn set_outer(&mut self, index: usize, outer: Outer) {
+        let at = self.place_outer(index, &outer);
+        let packet = &mut self.packets[index];
+        packet.outer_at = at;
+        (packet.outer_tos, packet.outer_df) = (outer.tos, outer.df);
+    }
+
+    /// The slot for packet number `index`: the one before's if it is the same, else its own.
+    #[inline]
+    fn place_outer(&mut self, index: usize, outer: &Outer) -> u16 {
+        if let Some(before) = index.checked_sub(1)
+            && let at = self.packets[before].outer_at
+            && self.outers[usize::from(at)].same_ends(outer)
+        {
+            return at;
+        }
+        // Packets behind it that use its slot keep what they have.
+        let own = index as u16;
+        let behind = self.packets.iter_mut().skip(index + 1);
+        for packet in behind.take_while(|packet| packet.outer_at == own) {
+            packet.outer_at = own + 1;
+            self.outers[index + 1] = self.outers[index];
+        }
+        self.outers[index] = *outer;
+        own
+    }
+
+    /// The arena, for a driver that moves what it has received to its place.
+    pub fn arena_mut(&mut self) -> &mut [u8] {
+        &mut self.arena
+    }
+
+    /// All parts at once, for code that works on many packets in place: arena, packets, slots of outer sides, and the number
+    /// of the slot that is the dataplane's to write for the first packet.
+    pub(crate) fn parts_mut(&mut self) -> (&mut [u8], &mut [PacketBuf], &mut [Outer], usize) {
+        (
+            &mut self.arena,
+            &mut self.packets,
+            &mut self.outers,
+            self.capacity,
+        )
     }
 
     /// Copies one packet in. `false` if no frame is left or it does not fit into one.
@@ -261,13 +341,16 @@ impl Batch {
                 && frame.end <= self.arena.len(),
             "frame {frame:?} and data {data:?} must nest within the arena"
         );
+        let outer_at = self.place_outer(self.packets.len(), &outer);
         self.packets.push(PacketBuf {
             frame_start: frame.start as u32,
             frame_end: frame.end as u32,
             start: data.start as u32,
             end: data.end as u32,
             verdict: Verdict::Pending,
-            outer,
+            outer_at,
+            outer_tos: outer.tos,
+            outer_df: outer.df,
         });
     }
 }
@@ -303,6 +386,38 @@ mod tests {
         let packet = &mut batch.packets_mut()[0];
         assert!(packet.grow(128, 0) && !packet.grow(1, 0));
         assert!(packet.grow(-128, -10) && packet.data_bytes() == 0 && !packet.grow(-1, 0));
+    }
+
+    #[test]
+    fn each_packet_keeps_its_outer_side_whatever_happens_to_its_neighbours() {
+        let outer = |port, tos| Outer {
+            remote: ([192, 0, 2, 1], port).into(),
+            tos,
+            ..Outer::NONE
+        };
+        let mut expected = [
+            outer(1, 0),
+            outer(1, 3),
+            outer(2, 0),
+            outer(1, 0),
+            outer(1, 0),
+        ];
+        let mut batch = Batch::new(5, 256);
+        for outer in expected {
+            assert!(batch.push(&[0], outer));
+        }
+        for (number, index) in (2..).zip([0, 3, 1, 4, 2, 0]) {
+            for changed in [outer(number, 1), outer(1, 0)] {
+                batch.set_outer(index, changed);
+                expected[index] = changed;
+                let got: Vec<_> = batch.packets().iter().map(|p| batch.outer_of(p)).collect();
+                assert_eq!(got, expected);
+            }
+        }
+        let [first, second, ..] = batch.packets() else {
+            panic!("five were put in")
+        };
+        assert!(batch.same_outer(first, second));
     }
 
     #[test]

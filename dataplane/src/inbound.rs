@@ -9,20 +9,16 @@ use crate::{
         decap::{Accepted, Authentic, Sealed},
     },
     outbound::CHUNK_PACKETS,
+    outer::OuterSides,
     sad::{InboundEntry, InboundSa},
     spd::AnyEnds,
     tables::{Tables, Tunnel},
     tunnel::carry_ecn,
-    wire::{Esp, Flow, FlowKey, Head, Ipv4, Ipv6, Udp, esp, ipv4, protocol, u16_at, u32_at, udp},
+    wire::{Esp, Flow, FlowKey, Head, esp},
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, Spi};
-use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
-    ops::Range,
-    ptr,
-    sync::atomic::Ordering::Relaxed,
-};
+use std::{ops::Range, ptr, sync::atomic::Ordering::Relaxed};
 
 /// Bytes of the non-ESP marker: four zeros where ESP has its SPI (RFC 3948 §2.2).
 const NON_ESP_MARKER_BYTES: i32 = 4;
@@ -84,11 +80,13 @@ impl Inbound {
     /// inner packet, is handed to the control plane, or is dropped and counted. Where data starts,
     /// [`OuterHeaders`] says.
     pub fn process(&mut self, tables: &Tables, batch: &mut Batch, report: &mut Report) {
-        let (arena, packets) = batch.parts_mut();
+        let (arena, packets, outers, mut slot) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
+            let mut outers = OuterSides::new(outers, slot);
+            slot += chunk.len();
             // 3, 4, 5: classify, look up, check
             let mut arrival = Arrival::default();
-            check(tables, arena, chunk, &mut arrival, report);
+            check(tables, arena, chunk, &mut outers, &mut arrival, report);
             // 6: authenticate and decrypt, the whole chunk in one call
             let suspect = self.keep_suspect(arena, &arrival);
             tables.aead.open(arena, &mut arrival.jobs);
@@ -101,7 +99,7 @@ impl Inbound {
                 sealed.resynchronise(sa, tables.aead, arena, job, kept);
             }
             // 6, 7: commit, finish
-            finish(tables, arena, chunk, &arrival, report);
+            finish(tables, arena, chunk, &outers, &arrival, report);
         }
     }
 
@@ -139,6 +137,7 @@ fn check<'t>(
     tables: &'t Tables,
     arena: &[u8],
     chunk: &mut [PacketBuf],
+    outers: &mut OuterSides<'_>,
     arrival: &mut Arrival<'t>,
     report: &mut Report,
 ) {
@@ -147,8 +146,8 @@ fn check<'t>(
         if !matches!(packet.verdict, Verdict::Pending) {
             continue;
         }
-        let checked = classify(tables.settings.outer_headers, arena, packet)
-            .and_then(|spi| check_one(tables, arena, packet, spi, &mut last));
+        let checked = classify(tables.settings.outer_headers, arena, outers, at, packet)
+            .and_then(|(spi, udp)| check_one(tables, arena, packet, (spi, udp), &mut last));
         match checked {
             Ok((entry, sealed, job)) => arrival.push(entry, at as u8, sealed, job),
             Err(verdict) => decide(packet, verdict, report),
@@ -168,125 +167,33 @@ impl<'t> Arrival<'t> {
     }
 }
 
-/// Step 3: finds the ESP packet, whose SPI is the answer. The packet's data becomes the ESP packet,
-/// or what follows the non-ESP marker.
-fn classify(mode: OuterHeaders, arena: &[u8], packet: &mut PacketBuf) -> Result<u32, Verdict> {
-    if mode == OuterHeaders::Written {
-        take_off_plain_ipv4(arena, packet)
-            .or_else(|| take_off_outer(arena, packet))
-            .ok_or(Verdict::Drop(DropReason::OuterMalformed))?;
-    }
+/// Step 3: finds the ESP packet. Its SPI, and whether it came in UDP, is the answer. The packet's data becomes the ESP
+/// packet, or what follows the non-ESP marker.
+#[inline]
+fn classify(
+    mode: OuterHeaders,
+    arena: &[u8],
+    outers: &mut OuterSides<'_>,
+    at: usize,
+    packet: &mut PacketBuf,
+) -> Result<(u32, bool), Verdict> {
+    let udp = match mode {
+        OuterHeaders::ByKernel => outers.of(packet).udp,
+        OuterHeaders::Written => outers
+            .take_off(arena, at, packet)
+            .ok_or(Verdict::Drop(DropReason::OuterMalformed))?,
+    };
     let data = arena.get(packet.data_range()).unwrap_or_default();
-    if data == KEEPALIVE && packet.outer.udp {
+    if data == KEEPALIVE && udp {
         return Err(Verdict::Drop(DropReason::Keepalive));
     }
     match esp::spi(data) {
         None => Err(Verdict::Drop(DropReason::EspTruncated)),
-        Some(0) if packet.outer.udp && packet.grow(-NON_ESP_MARKER_BYTES, 0) => {
-            Err(Verdict::Control)
-        }
+        Some(0) if udp && packet.grow(-NON_ESP_MARKER_BYTES, 0) => Err(Verdict::Control),
         // RFC 4303 §2.1: 0 is for local use, 1 to 255 are IANA's.
         Some(spi) if spi < Spi::MIN => Err(Verdict::Drop(DropReason::ReservedSpi)),
-        Some(spi) => Ok(spi),
+        Some(spi) => Ok((spi, udp)),
     }
-}
-
-/// [`take_off_outer`] for what nearly all packets have before ESP: IPv4 without options, and UDP. `None`, and nothing
-/// changed, for all others.
-#[inline]
-fn take_off_plain_ipv4(arena: &[u8], packet: &mut PacketBuf) -> Option<()> {
-    const HEADERS_BYTES: usize = ipv4::HEADER_BYTES + udp::HEADER_BYTES;
-    let whole = arena.get(packet.data_range())?;
-    let fixed = whole.first_chunk::<HEADERS_BYTES>()?;
-    let total_bytes = usize::from(u16_at(fixed, 2));
-    let udp_bytes = usize::from(u16_at(fixed, ipv4::HEADER_BYTES + 4));
-    let is_plain = fixed[0] == 0x45
-        && fixed[9] == protocol::UDP
-        && u16_at(fixed, 6) & 0x3fff == 0
-        && total_bytes <= whole.len()
-        && udp_bytes >= udp::HEADER_BYTES
-        && ipv4::HEADER_BYTES + udp_bytes <= total_bytes;
-    if !is_plain {
-        return None;
-    }
-    let (source, destination) = (u32_at(fixed, 12), u32_at(fixed, 16));
-    let remote = SocketAddrV4::new(Ipv4Addr::from_bits(source), u16_at(fixed, 20));
-    packet.outer = Outer {
-        local: Ipv4Addr::from_bits(destination).into(),
-        remote: remote.into(),
-        local_port: u16_at(fixed, 22),
-        udp: true,
-        tos: fixed[1],
-        df: false,
-    };
-    let start = packet.data_range().start;
-    let end = start + ipv4::HEADER_BYTES + udp_bytes; // within the packet, as checked
-    packet.set_edges((start + HEADERS_BYTES) as u32, end as u32);
-    Some(())
-}
-
-/// Takes off outer IP and UDP header and notes what they say. `None` where they are malformed, a
-/// fragment (RFC 4303 §3.4.1), or of another protocol.
-fn take_off_outer(arena: &[u8], packet: &mut PacketBuf) -> Option<()> {
-    let whole = arena.get(packet.data_range())?;
-    let (local, remote, tos, above, payload, total_bytes) = match whole.first()? >> 4 {
-        4 => {
-            let ip = Ipv4::parse(whole).filter(|ip| !ip.is_fragment())?;
-            let (local, remote) = (ip.destination().into(), ip.source().into());
-            (
-                local,
-                remote,
-                ip.tos(),
-                ip.protocol(),
-                ip.payload(),
-                ip.total_bytes(),
-            )
-        }
-        6 => {
-            let ip = Ipv6::parse(whole)?;
-            let upper = ip.upper().filter(|upper| !upper.is_fragment)?;
-            let (local, remote) = (ip.destination().into(), ip.source().into());
-            let tos = ip.traffic_class();
-            (
-                local,
-                remote,
-                tos,
-                upper.protocol,
-                upper.payload,
-                ip.total_bytes(),
-            )
-        }
-        _ => return None,
-    };
-    let (port, local_port, data) = match above {
-        protocol::ESP => (0, 0, payload),
-        protocol::UDP => {
-            let udp = Udp::parse(payload)?;
-            (udp.source_port(), udp.destination_port(), udp.payload())
-        }
-        _ => return None,
-    };
-    packet.outer = Outer {
-        local,
-        remote: SocketAddr::new(remote, port),
-        local_port,
-        udp: above == protocol::UDP,
-        tos,
-        df: false,
-    };
-    // The payload ends where the IP packet ends; UDP may end before that.
-    let udp_slack = payload.len()
-        - data.len()
-        - if packet.outer.udp {
-            crate::wire::udp::HEADER_BYTES
-        } else {
-            0
-        };
-    let behind = whole.len() - total_bytes + udp_slack;
-    let before = whole.len() - behind - data.len();
-    packet
-        .grow(-(before as i32), -(behind as i32))
-        .then_some(())
 }
 
 /// Steps 4 and 5: finds the SA and looks at its window.
@@ -295,7 +202,7 @@ fn check_one<'t>(
     tables: &'t Tables,
     arena: &[u8],
     packet: &PacketBuf,
-    spi: u32,
+    (spi, udp): (u32, bool),
     last: &mut Option<&'t InboundEntry>,
 ) -> Result<(&'t InboundEntry, Sealed, Job<'t>), Verdict> {
     let drop = Verdict::Drop;
@@ -306,7 +213,7 @@ fn check_one<'t>(
     };
     *last = Some(entry);
     let sa = &*entry.sa;
-    if sa.in_udp != packet.outer.udp {
+    if sa.in_udp != udp {
         return Err(drop(DropReason::EncapMismatch));
     }
     if sa.usage.ended() {
@@ -330,6 +237,7 @@ fn finish(
     tables: &Tables,
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
+    outers: &OuterSides<'_>,
     arrival: &Arrival<'_>,
     report: &mut Report,
 ) {
@@ -342,7 +250,8 @@ fn finish(
         let (these, others) = packets.split_at(*count);
         let (their_jobs, other_jobs) = jobs.split_at(*count);
         (packets, jobs) = (others, other_jobs);
-        finish_run(tables, arena, chunk, entry, these, their_jobs, report);
+        let run = (*entry, these, their_jobs);
+        finish_run(tables, arena, chunk, outers, run, report);
     }
 }
 
@@ -352,9 +261,8 @@ fn finish_run(
     tables: &Tables,
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
-    entry: &InboundEntry,
-    packets: &[Waiting],
-    jobs: &[Job<'_>],
+    outers: &OuterSides<'_>,
+    (entry, packets, jobs): (&InboundEntry, &[Waiting], &[Job<'_>]),
     report: &mut Report,
 ) {
     // 6: authenticate
@@ -391,7 +299,7 @@ fn finish_run(
         // Only the newest packet tells where the peer is: an old one may come late from where it was.
         if let (Some(newest), Some(tunnel)) = (newest, tunnel) {
             let packet = &chunk[usize::from(opened[newest].0)];
-            note_endpoint(tunnel, &packet.outer, report);
+            note_endpoint(tunnel, outers.of(packet), report);
         }
         carried.count(entry, tunnel, report);
     }
@@ -451,7 +359,7 @@ fn open(
         }
         *last_let_in = is_plain.then_some(head.key);
     }
-    carry_ecn(inner, head.tos, packet.outer.tos)?;
+    carry_ecn(inner, head.tos, packet.outer_tos)?;
     // RFC 4303 §2.7: what lies behind the inner packet is padding against traffic analysis.
     let start = opened.payload.start;
     packet.set_edges(start as u32, (start + head.total_bytes) as u32);

@@ -100,6 +100,7 @@ pub mod batch;
 pub mod esp;
 mod inbound;
 mod outbound;
+mod outer;
 pub mod replay;
 mod report;
 pub mod sad;

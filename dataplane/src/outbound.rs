@@ -5,6 +5,7 @@ use crate::{
     aead::Job,
     batch::Outer,
     esp::{Jobs, encap},
+    outer::OuterSides,
     spd::{AnyEnds, Decision},
     tables::{Sender, Tables, Tunnel},
     wire::{Flow, FlowKey, Head, protocol},
@@ -89,13 +90,15 @@ impl Outbound {
     /// held until its tunnel has an SA, passes in clear, or is dropped and counted. Data starts at
     /// the inner IP header.
     pub fn process(&mut self, tables: &Tables, batch: &mut Batch, report: &mut Report) {
-        let (arena, packets) = batch.parts_mut();
+        let (arena, packets, outers, mut slot) = batch.parts_mut();
         for chunk in packets.chunks_mut(self.chunk_packets) {
+            let outers = OuterSides::new(outers, slot);
+            slot += chunk.len();
             // 3, 4: classify, look up
             let mut departure = Departure::default();
             classify(tables, arena, chunk, &mut departure, report);
             // 5: sequence; 6: crypt; 7: finish
-            seal(tables, arena, chunk, &departure, report);
+            seal(tables, arena, chunk, outers, &departure, report);
         }
     }
 
@@ -118,7 +121,8 @@ impl Outbound {
         if !batch.push(&[], Outer::NONE) {
             return false;
         }
-        let (arena, packets) = batch.parts_mut();
+        let (arena, packets, outers, slot) = batch.parts_mut();
+        let outers = OuterSides::new(outers, slot + packets.len() - 1);
         let Some(packet) = packets.last_mut() else {
             return false;
         };
@@ -132,7 +136,7 @@ impl Outbound {
         };
         departure.push(tunnel, sender, dummy);
         let chunk = std::slice::from_mut(packet);
-        seal(tables, arena, chunk, &departure, report);
+        seal(tables, arena, chunk, outers, &departure, report);
         packet.verdict == Verdict::Forward
     }
 }
@@ -250,6 +254,7 @@ fn seal(
     tables: &Tables,
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
+    mut outers: OuterSides<'_>,
     departure: &Departure<'_>,
     report: &mut Report,
 ) {
@@ -265,9 +270,11 @@ fn seal(
         let numbers = number(chunk, run, packets, report);
         // 6, 7: all but the AEAD's work
         sums |= run.sender.header.has_sum();
+        let first = packets.first().map_or(0, |packet| packet.at.into());
+        let outer_at = outers.set(first, *run.sender.header.outer());
         for (packet, number) in packets.iter().zip(numbers) {
             let buf = &mut chunk[usize::from(packet.at)];
-            match wrap(tables, arena, buf, run.sender, packet, number) {
+            match wrap(tables, arena, buf, run.sender, packet, number, outer_at) {
                 Some(job) => {
                     jobs.push(job);
                     places.push(packet.at);
@@ -374,11 +381,13 @@ fn wrap<'t>(
     sender: &'t Sender,
     packet: &Leaving,
     number: u64,
+    outer_at: u16,
 ) -> Option<Job<'t>> {
     let payload_bytes = usize::from(packet.payload_bytes);
     let (sa, header) = (&*sender.sa, &sender.header);
     let job = encap::encap(arena, buf, sa, number, payload_bytes, packet.next_header)?;
-    header.fill(&mut buf.outer, packet.tos, packet.df);
+    buf.outer_at = outer_at;
+    (buf.outer_tos, buf.outer_df) = (packet.tos, header.df(packet.df));
     if tables.settings.outer_headers == OuterHeaders::Written && !header.write(arena, buf, number) {
         return None;
     }

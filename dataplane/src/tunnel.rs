@@ -132,12 +132,15 @@ impl OuterHeader {
         payload_bytes <= self.payload_bytes_max
     }
 
-    /// Tells the driver what it needs to know of a packet, given its inner header.
+    /// What the driver needs to know of its packets, but for TOS and DF.
+    pub fn outer(&self) -> &Outer {
+        &self.prepared
+    }
+
+    /// Whether a packet has DF outside, given its inner header's.
     #[inline]
-    pub fn fill(&self, outer: &mut Outer, tos: u8, inner_df: bool) {
-        *outer = self.prepared;
-        outer.tos = tos;
-        outer.df |= inner_df && self.copies_df;
+    pub fn df(&self, inner: bool) -> bool {
+        self.prepared.df | inner & self.copies_df
     }
 
     /// Writes the outer headers before an ESP packet, sealed or not; its data grows by them. Its frame must have room
@@ -162,8 +165,8 @@ impl OuterHeader {
             self.fill_in(
                 place,
                 total_bytes,
-                packet.outer.tos,
-                packet.outer.df,
+                packet.outer_tos,
+                packet.outer_df,
                 number,
             );
             return true;
@@ -172,8 +175,8 @@ impl OuterHeader {
         self.fill_in(
             &mut headers,
             total_bytes,
-            packet.outer.tos,
-            packet.outer.df,
+            packet.outer_tos,
+            packet.outer_df,
             number,
         );
         let place = arena.get_mut(start..esp.start);

@@ -310,7 +310,7 @@ impl Worker {
         for (index, packet) in self.batch.packets().iter().enumerate() {
             if packet.verdict == Verdict::Control {
                 let message = ToControl::Datagram {
-                    from: packet.outer.remote,
+                    from: self.batch.outer_of(packet).remote,
                     data: self.batch.data(index).to_vec(),
                 };
                 if self.control.try_send(message).is_err() {

@@ -245,7 +245,7 @@ pub(crate) fn u32_at<const N: usize>(header: &[u8; N], at: usize) -> u32 {
     u32::from_be_bytes(array::from_fn(|i| header[at + i]))
 }
 
-fn u64_at<const N: usize>(header: &[u8; N], at: usize) -> u64 {
+pub(crate) fn u64_at<const N: usize>(header: &[u8; N], at: usize) -> u64 {
     u64::from_be_bytes(array::from_fn(|i| header[at + i]))
 }
 

@@ -268,7 +268,11 @@ fn emptied(batch: &Batch) -> Vec<(Verdict, Vec<u8>, Outer)> {
     packets
         .map(|(at, packet)| {
             assert_ne!(packet.verdict, Verdict::Pending);
-            (packet.verdict, batch.data(at).to_vec(), packet.outer)
+            (
+                packet.verdict,
+                batch.data(at).to_vec(),
+                batch.outer_of(packet),
+            )
         })
         .collect()
 }

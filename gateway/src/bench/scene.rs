@@ -127,7 +127,14 @@ impl Scene {
         for packet in self.batch.packets_mut() {
             assert_eq!(packet.verdict, Verdict::Forward);
             packet.verdict = Verdict::Pending;
-            packet.outer.remote = (WEST, 4500).into();
+        }
+        if self.setting.headers == OuterHeaders::ByKernel {
+            let outer = Outer {
+                remote: (WEST, 4500).into(),
+                udp: true,
+                ..Outer::NONE
+            };
+            (0..self.batch.len()).for_each(|index| self.batch.set_outer(index, outer));
         }
     }
 

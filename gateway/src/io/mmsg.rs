@@ -164,8 +164,9 @@ impl Messages {
             let (from, to) = (first + index, batch.len());
             if from != to {
                 let start = from * frame_bytes + HEADROOM_BYTES;
-                let (arena, _) = batch.parts_mut();
-                arena.copy_within(start..start + bytes, to * frame_bytes + HEADROOM_BYTES);
+                batch
+                    .arena_mut()
+                    .copy_within(start..start + bytes, to * frame_bytes + HEADROOM_BYTES);
             }
             let (outer, _alone) = self.outer_of(index, udp);
             batch.push_received(bytes, outer);
@@ -208,7 +209,8 @@ impl Messages {
             let gather = gather && self.udp.is_none();
             let count = if gather { alike(batch, &run[at..]) } else { 1 };
             let packet = &batch.packets()[*first];
-            let mut remote = packet.outer.remote;
+            let outer = batch.outer_of(packet);
+            let mut remote = outer.remote;
             let vectors = match &mut self.udp {
                 Some(udp) => {
                     let header = &mut udp.headers[message];
@@ -232,7 +234,7 @@ impl Messages {
             let segment = (count > 1).then_some(packet.data_bytes() as u16);
             let header = &mut self.headers[message].msg_hdr;
             // SAFETY: `point` has just given it a whole `Control` of its own.
-            let control = unsafe { write_control(header, &packet.outer, bound, segment) };
+            let control = unsafe { write_control(header, &outer, bound, segment) };
             header.msg_controllen = control as _;
             self.segments[message] = count;
             (message, at) = (message + 1, at + count);
@@ -320,7 +322,7 @@ fn alike(batch: &Batch, run: &[usize]) -> usize {
     let fits = |count: usize| count <= SEGMENTS_MAX && count * segment <= SEGMENTS_BYTES_MAX;
     for index in rest {
         let (packet, bytes) = (&packets[*index], packets[*index].data_bytes());
-        if packet.outer != first.outer || bytes == 0 || bytes > segment || !fits(count + 1) {
+        if !batch.same_outer(packet, first) || bytes == 0 || bytes > segment || !fits(count + 1) {
             break;
         }
         count += 1;

@@ -174,7 +174,9 @@ impl OuterSockets {
         let lost = batch
             .packets()
             .iter()
-            .filter(|packet| packet.verdict == Verdict::Forward && !carried(&packet.outer))
+            .filter(|packet| {
+                packet.verdict == Verdict::Forward && !carried(&batch.outer_of(packet))
+            })
             .count();
         drops.add(DropReason::TransmitFailed, lost as u64);
     }

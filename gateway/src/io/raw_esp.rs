@@ -105,7 +105,9 @@ impl RawEsp {
         match &mut self.v6 {
             // The kernel has taken the IPv6 header off and says in control messages what was in it.
             Some(v6) => v6.receive(batch, drops, false, |batch, index| {
-                batch.packets_mut()[index].outer.remote.set_port(0);
+                let mut outer = batch.outer_of(&batch.packets()[index]);
+                outer.remote.set_port(0);
+                batch.set_outer(index, outer);
             }),
             None => Ok(()),
         }
@@ -181,10 +183,11 @@ fn strip_ipv4_header(batch: &mut Batch, index: usize) {
     };
     let header_bytes = i32::from(header[0] & 0x0f) * 4;
     let destination: [u8; 4] = [header[16], header[17], header[18], header[19]];
-    let packet = &mut batch.packets_mut()[index];
-    packet.outer.tos = header[1];
-    packet.outer.df = header[6] & 0x40 != 0;
-    packet.outer.local = IpAddr::from(destination);
-    packet.outer.remote.set_port(0);
-    let _shorter_than_it_says = packet.grow(-header_bytes, 0);
+    let mut outer = batch.outer_of(&batch.packets()[index]);
+    outer.tos = header[1];
+    outer.df = header[6] & 0x40 != 0;
+    outer.local = IpAddr::from(destination);
+    outer.remote.set_port(0);
+    batch.set_outer(index, outer);
+    let _shorter_than_it_says = batch.packets_mut()[index].grow(-header_bytes, 0);
 }

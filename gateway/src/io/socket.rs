@@ -167,18 +167,22 @@ impl MessageSocket {
         let mut sent = Traffic::default();
         let mut run: ArrayVec<usize, MESSAGES_MAX> = ArrayVec::new();
         for (index, packet) in batch.packets().iter().enumerate() {
-            if packet.verdict != Verdict::Forward || !claims(&packet.outer) {
+            if packet.verdict != Verdict::Forward {
+                continue;
+            }
+            let outer = batch.outer_of(packet);
+            if !claims(&outer) {
                 continue;
             }
             // The kernel keeps DF per socket, not per packet: a run ends where it changes.
-            let ipv4 = packet.outer.remote.is_ipv4();
-            let changes = ipv4 && self.df.is_some_and(|df| df != packet.outer.df);
+            let ipv4 = outer.remote.is_ipv4();
+            let changes = ipv4 && self.df.is_some_and(|df| df != outer.df);
             if run.is_full() || (changes && !run.is_empty()) {
                 sent += self.transmit_run(batch, &run, drops);
                 run.clear();
             }
             if changes {
-                self.set_df(packet.outer.df);
+                self.set_df(outer.df);
             }
             run.push(index);
         }

@@ -311,7 +311,7 @@ mod tests {
             assert_eq!((sent.packets, sent.bytes), (1, 5), "{listen}");
             let mut got = Batch::new(4, 2048);
             receive(&mut b, &mut got, &mut drops, 1);
-            let outer = got.packets()[0].outer;
+            let outer = got.outer_of(&got.packets()[0]);
             assert_eq!(got.data(0), b"there");
             assert_eq!(outer.remote, to(&a, local).remote, "{listen}");
             assert_eq!(outer.local.to_string(), local, "{listen}");
@@ -321,7 +321,7 @@ mod tests {
             b.transmit(&forward(&[(b"back", back)]), &mut drops);
             got.clear();
             receive(&mut a, &mut got, &mut drops, 1);
-            let outer = got.packets()[0].outer;
+            let outer = got.outer_of(&got.packets()[0]);
             assert_eq!((outer.remote, outer.tos), (to(&b, local).remote, 0x03));
             assert_eq!(drops, DropCounters::default());
         }
@@ -396,7 +396,7 @@ mod tests {
                 receive(receiver, &mut got, &mut drops, expected.len());
                 for (index, (data, outer)) in expected.into_iter().enumerate() {
                     assert_eq!(
-                        (got.data(index), got.packets()[index].outer.tos),
+                        (got.data(index), got.outer_of(&got.packets()[index]).tos),
                         (&data[..], outer.tos)
                     );
                 }

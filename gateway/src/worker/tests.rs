@@ -88,7 +88,7 @@ impl Driver for QueueDriver {
                 sent.add(packet.data_bytes());
                 let _test_is_over = self
                     .leaving
-                    .send((batch.data(index).to_vec(), packet.outer));
+                    .send((batch.data(index).to_vec(), batch.outer_of(packet)));
             }
         }
         sent

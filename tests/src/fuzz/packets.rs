@@ -69,7 +69,8 @@ impl Loop {
             .process(&self.sender.tables(), &mut self.batch, &mut self.report);
         let packet = self.batch.packets()[0];
         assert_ne!(packet.verdict, Verdict::Pending);
-        (packet.verdict == Verdict::Forward).then(|| (packet.outer, self.batch.data(0).to_vec()))
+        (packet.verdict == Verdict::Forward)
+            .then(|| (self.batch.outer_of(&packet), self.batch.data(0).to_vec()))
     }
 
     fn open(&mut self, outer: Outer, data: &[u8]) -> Option<Vec<u8>> {

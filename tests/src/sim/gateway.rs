@@ -271,7 +271,8 @@ impl Gateway {
             match sealed.verdict {
                 Verdict::Forward => {
                     let data = self.batch.data(index).to_vec();
-                    self.post(sealed.outer.remote, data, number_of(packet));
+                    let remote = self.batch.outer_of(&sealed).remote;
+                    self.post(remote, data, number_of(packet));
                 }
                 Verdict::Hold(_) => self.hold(packet.clone()),
                 Verdict::Drop(_) => {}
@@ -303,7 +304,7 @@ impl Gateway {
             &mut self.batch,
             &mut self.report,
         ) {
-            let remote = self.batch.packets()[0].outer.remote;
+            let remote = self.batch.outer_of(&self.batch.packets()[0]).remote;
             let data = self.batch.data(0).to_vec();
             self.post(remote, data, None);
         }

@@ -80,7 +80,7 @@ impl Driver for XdpInner {
                 .and_then(|to| self.hops.find(to))
                 .filter(|hop| data.len() <= hop.mtu.min(queue.mtu()));
             let Some(hop) = hop else {
-                left.push(data, packet.outer, drops);
+                left.push(data, batch.outer_of(packet), drops);
                 continue;
             };
             let write = |frame: &mut [u8]| {

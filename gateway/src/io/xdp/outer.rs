@@ -83,8 +83,8 @@ impl Driver for XdpOuter {
             if packet.verdict != Verdict::Forward {
                 continue;
             }
-            let (outer, data) = (&packet.outer, batch.data(index));
-            let bytes = outer_bytes(outer) + data.len();
+            let (outer, data) = (batch.outer_of(packet), batch.data(index));
+            let bytes = outer_bytes(&outer) + data.len();
             let hop = self
                 .hops
                 .find(outer.remote.ip())
@@ -94,7 +94,7 @@ impl Driver for XdpOuter {
                     || outer.local.is_ipv4() == outer.remote.is_ipv4()
             });
             let Some(hop) = ours else {
-                left.push(data, *outer, drops);
+                left.push(data, outer, drops);
                 continue;
             };
             let port = match outer.local_port {
@@ -102,7 +102,7 @@ impl Driver for XdpOuter {
                 port => port,
             };
             let write = |frame: &mut [u8]| {
-                let _written = write_outer(frame, &hop, outer, port, data);
+                let _written = write_outer(frame, &hop, &outer, port, data);
                 debug_assert!(_written, "families were compared above");
             };
             if queue.send(ETHERNET_BYTES + bytes, write) {
