@@ -170,6 +170,48 @@ fn numbers_are_extended_before_they_run_out() {
 }
 
 #[test]
+fn a_connection_to_the_kernel_that_fails_with_an_answer_under_way_costs_time_and_nothing_else() {
+    for stored in [true, false] {
+        let of = Negotiated::new(1);
+        let mut world = World::new();
+        world.east.start();
+        world.east.establish(&of);
+        let west = &mut world.west;
+        west.start();
+        west.slow_kernel = true;
+        west.establish(&of);
+        assert_eq!((west.sender(), west.replies.len()), (None, 1));
+        // The request may have reached the kernel or not; the answer never comes. Then everything is told anew.
+        west.replies.clear();
+        let key = west.sa(&of, Outbound).key;
+        if !stored {
+            west.sadb.sas.get_mut(&key).unwrap().sequence_sent = 0;
+        }
+        west.slow_kernel = false;
+        west.kernel_snapshot();
+        west.later(Duration::from_secs(3));
+        assert_eq!(west.sender(), Some(key.spi));
+        let used_until = west.sadb.sas[&key].sequence_sent;
+        world.talk();
+        // The same while further numbers are asked for.
+        let west = &mut world.west;
+        west.slow_kernel = true;
+        let sa = west.writer.sas().iter().find(|sa| sa.active).unwrap().id;
+        west.event(SaEvent::SequenceLow { sa, next: 1 });
+        west.replies.clear();
+        if !stored {
+            west.sadb.sas.get_mut(&key).unwrap().sequence_sent = used_until;
+        }
+        west.slow_kernel = false;
+        west.kernel_snapshot();
+        west.later(Duration::from_secs(3));
+        assert!(west.sadb.sas[&key].sequence_sent > used_until);
+        world.talk();
+        assert!(world.nothing_held());
+    }
+}
+
+#[test]
 fn an_sa_whose_numbers_come_to_an_end_asks_for_a_successor_in_time() {
     let of = Negotiated {
         esn: false,

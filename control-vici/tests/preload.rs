@@ -11,7 +11,9 @@ use esplane_control_vici::kernel::server;
 use esplane_control_vici::xfrm::message::parse_error;
 use esplane_control_vici::xfrm::sa::{build_sa, usersa_id};
 use esplane_control_vici::xfrm::wire::{Builder, flag, kind, messages};
-use esplane_control_vici::xfrm::{SaKey, XfrmCipher, XfrmEvent, XfrmMode, XfrmRequest, XfrmSa};
+use esplane_control_vici::xfrm::{
+    Progress, SaKey, XfrmCipher, XfrmEvent, XfrmMode, XfrmRequest, XfrmSa,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_XFRM};
 use std::{
     env,
@@ -57,11 +59,12 @@ async fn story() {
     assert_eq!(charon.reads(), "added 0");
     esplane.asks(XfrmRequest::Store {
         key: the_sa().key,
-        esn: true,
-        sequence_sent: Some(1 << 26),
-        sequence_received: None,
-        packets: 5,
-        bytes: 500,
+        progress: Progress {
+            sent: Some(1 << 26),
+            packets: 5,
+            bytes: 500,
+            ..Progress::default()
+        },
     });
     assert!(matches!(esplane.told().await, XfrmEvent::Reply(reply) if reply.done));
 

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     vici::ViciRequest,
-    xfrm::{XfrmReply, XfrmRequest},
+    xfrm::{Progress, XfrmReply, XfrmRequest},
 };
 use esplane_api::{Direction, Now, SaCommand, SaId};
 use std::time::Duration;
@@ -67,11 +67,12 @@ impl Importer {
         let outbound = sa.direction == Some(Direction::Outbound);
         let request = XfrmRequest::Store {
             key: sa.fact.key,
-            esn: sa.fact.esn,
-            sequence_sent: (outbound && numbers).then_some(known.requested_until),
-            sequence_received: (!outbound).then_some(known.received),
-            packets: sa.stored.0,
-            bytes: sa.stored.1,
+            progress: Progress {
+                sent: (outbound && numbers).then_some(known.requested_until),
+                received: (!outbound).then_some(known.received),
+                packets: sa.stored.0,
+                bytes: sa.stored.1,
+            },
         };
         self.outputs.push_back(ImportOutput::Xfrm(request));
     }

@@ -33,8 +33,8 @@ mod tests;
 #[path = "../../preload/src/frame.rs"]
 pub mod frame;
 
-use crate::xfrm::message::{self, Progress};
 use crate::xfrm::wire::{Message, WireError, array_at, group, kind, messages, u32_at};
+use crate::xfrm::{Progress, message};
 use crate::xfrm::{SaKey, XfrmEvent, XfrmReply, XfrmRequest};
 use esplane_api::Now;
 use frame::Kind;
@@ -267,23 +267,7 @@ impl Kernel {
     /// A request of the importer's.
     pub fn handle_request(&mut self, now: Now, request: &XfrmRequest) {
         let (key, awaits) = match *request {
-            XfrmRequest::Store {
-                key,
-                sequence_sent,
-                sequence_received,
-                packets,
-                bytes,
-                ..
-            } => {
-                let (sent, received) = (sequence_sent, sequence_received);
-                let progress = Progress {
-                    sent,
-                    received,
-                    packets,
-                    bytes,
-                };
-                (key, self.store(now, &key, &progress))
-            }
+            XfrmRequest::Store { key, progress } => (key, self.store(now, &key, &progress)),
             XfrmRequest::Expire { key, hard } => (key, self.expire(&key, hard).then_some(None)),
             XfrmRequest::PeerMoved { key, remote } => {
                 let moved = self.sas.get(&key).and_then(SaRecord::told);
@@ -308,13 +292,8 @@ impl Kernel {
             .sas
             .get(&key)
             .and_then(|record| record.sequence_sent().ok());
-        let wanted = matches!(
-            request,
-            XfrmRequest::Store {
-                sequence_sent: Some(_),
-                ..
-            }
-        );
+        let wanted =
+            matches!(request, XfrmRequest::Store { progress, .. } if progress.sent.is_some());
         let sequence_sent = stored.filter(|_| done && wanted);
         self.pending.push_back(Pending {
             reply: XfrmReply {

@@ -1,10 +1,13 @@
 //! The SAs, as the kernel would hold them: each is the body of the NEWSA that describes it now.
 
-use crate::xfrm::message::{Progress, replay_with, sequence_sent};
 use crate::xfrm::sa::{at, build_replay, find, find_mark, parse_sa};
 use crate::xfrm::wire::{
     Builder, HEADER_BYTES, WireError, array_at, attribute, attributes, flag, kind, put, size,
     u64_at,
+};
+use crate::xfrm::{
+    Progress,
+    message::{replay_with, sequence_sent},
 };
 use crate::xfrm::{SaKey, XfrmCipher, XfrmSa};
 use esplane_api::Now;

@@ -8,9 +8,8 @@
 //!
 //! Two sockets, so that a flood of events loses no answer.
 
-use super::message::Progress;
 use super::wire::{Message, WireError, flag, kind, messages};
-use super::{SaKey, XfrmEvent, XfrmReply, XfrmRequest, XfrmSa, message, wire};
+use super::{Progress, SaKey, XfrmEvent, XfrmReply, XfrmRequest, XfrmSa, message, wire};
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_XFRM};
 use std::{collections::VecDeque, io, time::Duration};
 use tokio::sync::mpsc;
@@ -277,23 +276,7 @@ impl Asker {
 
     async fn ask(&mut self, request: &XfrmRequest) -> Result<Option<XfrmReply>> {
         match *request {
-            XfrmRequest::Store {
-                key,
-                sequence_sent,
-                sequence_received,
-                packets,
-                bytes,
-                ..
-            } => {
-                let (sent, received) = (sequence_sent, sequence_received);
-                let progress = Progress {
-                    sent,
-                    received,
-                    packets,
-                    bytes,
-                };
-                Ok(Some(self.store(key, &progress).await?))
-            }
+            XfrmRequest::Store { key, progress } => Ok(Some(self.store(key, &progress).await?)),
             XfrmRequest::Expire { key, hard } => {
                 let message = message::expire(self.next_sequence(), &key, hard);
                 let done = matches!(self.exchange(&message).await?, Answer::Outcome(0));

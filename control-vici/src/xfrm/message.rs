@@ -5,7 +5,7 @@ use super::wire::{
     Builder, Message, PROTO_ESP, STATE_ESN, UNLIMITED, WireError, array_at, attribute, family_of,
     flag, kind, need, put, put_address, size, u16_at, u32_at,
 };
-use super::{SaKey, XfrmEvent, XfrmSa};
+use super::{Progress, SaKey, XfrmEvent, XfrmSa};
 use esplane_api::{SelectorPair, TrafficSelector};
 use std::net::{IpAddr, SocketAddr};
 use zeroize::Zeroizing;
@@ -70,19 +70,6 @@ pub fn get(sequence: u32, key: &SaKey) -> Zeroizing<Vec<u8>> {
         key.mark,
     )
     .finish()
-}
-
-/// What an SA is to hold from now on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
-    /// The last number sent, where it is to change.
-    pub sent: Option<u64>,
-    /// The highest number received, where it is to change.
-    pub received: Option<u64>,
-    /// Packets carried.
-    pub packets: u64,
-    /// Bytes carried.
-    pub bytes: u64,
 }
 
 /// Stores in an SA that is there: `NEWAE`. Starts from the SA as `GETSA` has just told it, so that

@@ -22,5 +22,5 @@ pub mod wire;
 
 pub use client::XfrmError;
 pub use model::{
-    SaKey, XfrmCipher, XfrmEncap, XfrmEvent, XfrmMode, XfrmReply, XfrmRequest, XfrmSa,
+    Progress, SaKey, XfrmCipher, XfrmEncap, XfrmEvent, XfrmMode, XfrmReply, XfrmRequest, XfrmSa,
 };

@@ -123,6 +123,19 @@ pub struct XfrmReply {
     pub sequence_sent: Option<u64>,
 }
 
+/// What an SA is to hold from now on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Outbound: the last number reserved, where it is to change. Inbound: `None`.
+    pub sent: Option<u64>,
+    /// Inbound: the highest number received, so that a restarted Esplane takes nothing twice. Outbound: `None`.
+    pub received: Option<u64>,
+    /// Packets carried.
+    pub packets: u64,
+    /// Bytes carried.
+    pub bytes: u64,
+}
+
 /// What the kernel can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XfrmRequest {
@@ -131,16 +144,8 @@ pub enum XfrmRequest {
     Store {
         /// The SA.
         key: SaKey,
-        /// Whether its numbers have 64 bits.
-        esn: bool,
-        /// Outbound: the last number reserved. Inbound: `None`.
-        sequence_sent: Option<u64>,
-        /// Inbound: the highest number received, so that a restarted Esplane takes nothing twice. Outbound: `None`.
-        sequence_received: Option<u64>,
-        /// Packets carried.
-        packets: u64,
-        /// Bytes carried.
-        bytes: u64,
+        /// What it is to hold.
+        progress: Progress,
     },
     /// Tell charon that a limit is reached (`EXPIRE`): soft, it rekeys; hard, it replaces.
     Expire {

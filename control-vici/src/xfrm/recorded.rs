@@ -1,8 +1,8 @@
 //! What a real kernel told is read as what it meant; what is written here reads back.
 
-use super::message::{self, Progress};
 use super::sa::{build_sa, parse_sa};
 use super::wire::{HEADER_BYTES, WireError, attribute, flag, kind, messages, size};
+use super::{Progress, message};
 use super::{SaKey, XfrmCipher, XfrmEncap, XfrmEvent, XfrmMode, XfrmSa};
 use crate::vici::Mark;
 use esplane_api::{AeadSuite, Direction, Limits};

@@ -445,29 +445,22 @@ impl End {
     fn tell_kernel(&mut self, request: XfrmRequest) {
         self.told.push(request);
         let reply = match request {
-            XfrmRequest::Store {
-                key,
-                sequence_sent,
-                sequence_received,
-                packets,
-                bytes,
-                ..
-            } => {
+            XfrmRequest::Store { key, progress } => {
                 let broken = self.sadb.broken;
                 let sa = self.sadb.sas.get_mut(&key).filter(|_| !broken);
                 let done = sa.is_some();
                 if let Some(sa) = sa {
-                    if let Some(number) = sequence_sent {
+                    if let Some(number) = progress.sent {
                         assert!(number >= sa.sequence_sent, "a stored number went back");
                     }
-                    sa.sequence_sent = sequence_sent.unwrap_or(sa.sequence_sent);
-                    sa.sequence_received = sequence_received.unwrap_or(sa.sequence_received);
-                    (sa.packets, sa.bytes) = (packets, bytes);
+                    sa.sequence_sent = progress.sent.unwrap_or(sa.sequence_sent);
+                    sa.sequence_received = progress.received.unwrap_or(sa.sequence_received);
+                    (sa.packets, sa.bytes) = (progress.packets, progress.bytes);
                 }
                 XfrmReply {
                     key,
                     done,
-                    sequence_sent: sequence_sent.filter(|_| done),
+                    sequence_sent: progress.sent.filter(|_| done),
                 }
             }
             XfrmRequest::Expire { key, .. } => XfrmReply {

@@ -356,10 +356,7 @@ impl Netlink {
         prefix: IpPrefix,
         router: IpAddr,
     ) -> Result<(), NetlinkError> {
-        let mut message = unrouted(prefix);
-        message
-            .attributes
-            .push(RouteAttribute::Gateway(router.into()));
+        let message = route_via(prefix, router);
         let outcome = self.handle.route().add(message).execute().await;
         outcome.map_err(|error| Action::AddRouteVia { prefix, router }.failed(error))
     }
@@ -370,10 +367,7 @@ impl Netlink {
         prefix: IpPrefix,
         router: IpAddr,
     ) -> Result<(), NetlinkError> {
-        let mut message = unrouted(prefix);
-        message
-            .attributes
-            .push(RouteAttribute::Gateway(router.into()));
+        let message = route_via(prefix, router);
         let outcome = self.handle.route().del(message).execute().await;
         outcome.map_err(|error| Action::RemoveRouteVia { prefix, router }.failed(error))
     }
@@ -533,6 +527,14 @@ fn unrouted(prefix: IpPrefix) -> RouteMessage {
             .attributes
             .push(RouteAttribute::Destination(prefix.address().into()));
     }
+    message
+}
+
+/// Our route to a network by way of a router.
+fn route_via(prefix: IpPrefix, router: IpAddr) -> RouteMessage {
+    let mut message = unrouted(prefix);
+    let router = RouteAttribute::Gateway(router.into());
+    message.attributes.push(router);
     message
 }
 

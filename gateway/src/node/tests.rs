@@ -112,13 +112,11 @@ fn carry_out(node: &mut Node, at: Now) -> Vec<Action> {
     let mut rest = Vec::new();
     while let Some(action) = node.poll_action() {
         match action {
-            Action::Xfrm(XfrmRequest::Store {
-                key, sequence_sent, ..
-            }) => {
+            Action::Xfrm(XfrmRequest::Store { key, progress }) => {
                 let reply = XfrmReply {
                     key,
                     done: true,
-                    sequence_sent,
+                    sequence_sent: progress.sent,
                 };
                 node.handle_xfrm(at, XfrmEvent::Reply(reply));
             }

@@ -11,7 +11,7 @@ use crate::xfrm::wire::{
     Builder, attribute, flag, kind, messages, put, size, u16_at, u32_at, u64_at,
 };
 use crate::xfrm::{
-    SaKey, XfrmCipher, XfrmEncap, XfrmEvent, XfrmMode, XfrmReply, XfrmRequest, XfrmSa,
+    Progress, SaKey, XfrmCipher, XfrmEncap, XfrmEvent, XfrmMode, XfrmReply, XfrmRequest, XfrmSa,
 };
 use esplane_api::{AeadSuite, KeyMaterial, Limits, Now};
 use std::{collections::BTreeMap, time::Duration};
@@ -197,11 +197,12 @@ impl Story {
         self.events.clear();
         self.requests(XfrmRequest::Store {
             key,
-            esn: true,
-            sequence_sent: sent,
-            sequence_received: None,
-            packets,
-            bytes: packets * 100,
+            progress: Progress {
+                sent,
+                packets,
+                bytes: packets * 100,
+                ..Progress::default()
+            },
         });
         let [XfrmEvent::Reply(reply)] = self.events[..] else {
             panic!("{:?}", self.events)

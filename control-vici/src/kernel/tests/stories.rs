@@ -179,11 +179,12 @@ fn nothing_is_reserved_that_is_not_kept() {
     story.events.clear();
     let store = |sent| XfrmRequest::Store {
         key,
-        esn: true,
-        sequence_sent: Some(sent),
-        sequence_received: None,
-        packets: 1,
-        bytes: 1,
+        progress: Progress {
+            sent: Some(sent),
+            packets: 1,
+            bytes: 1,
+            ..Progress::default()
+        },
     };
     story.requests(store(1 << 26));
     story.requests(XfrmRequest::Expire { key, hard: false });
