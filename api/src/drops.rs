@@ -55,6 +55,7 @@ macro_rules! drop_reasons {
 
 drop_reasons! {
     Outbound {
+        InnerOverrun = "inner_overrun": "It came from the private network faster than this machine took it: the kernel's queue for us was full",
         InnerMalformed = "inner_malformed": "Not an IPv4 or IPv6 packet, or its lengths contradict each other",
         NoPolicy = "no_policy": "No policy covers the packet; a route leads here that no peer announces",
         LinkLocal = "link_local": "Multicast or a neighbour's message that belongs to the link alone (MLD, mDNS, fe80::/10): no tunnel carries it, as it should be",
@@ -69,6 +70,7 @@ drop_reasons! {
         TransmitQueueFull = "transmit_queue_full": "The kernel's send queue stayed full",
     }
     Inbound {
+        OuterOverrun = "outer_overrun": "It came from the public network faster than this machine took it: the kernel's buffer for us was full",
         OuterMalformed = "outer_malformed": "The outer IP or UDP header is truncated, a fragment, or contradicts itself",
         EspTruncated = "esp_truncated": "Too short to hold ESP header, IV, trailer and ICV, or not a multiple of four",
         ReservedSpi = "reserved_spi": "SPI 1 to 255 is reserved (RFC 4303 §2.1)",

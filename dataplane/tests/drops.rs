@@ -10,7 +10,9 @@ use std::collections::BTreeSet;
 type Story = (DropReason, fn() -> Gateway);
 
 /// Reasons that only the gateway's drivers and queues can meet.
-const NOT_OURS: [DropReason; 7] = [
+const NOT_OURS: [DropReason; 9] = [
+    DropReason::InnerOverrun,
+    DropReason::OuterOverrun,
     DropReason::BypassUnavailable,
     DropReason::HoldQueueFull,
     DropReason::HoldTimeout,

@@ -6,7 +6,7 @@
 //!          │ 1 one snapshot of the tables; if it is new, held packets go first│
 //!   inner ─┼▶ 2 receive ▶ 3 Outbound::process ▶ 4 hold ▶ 5 transmit ──────────┼▶ outer
 //!   inner ◀┼─ 5 transmit ◀ 4 control ◀ 3 Inbound::process ◀ 2 receive ────────┼─ outer
-//!          │ 6 events and drops to the control side                           │
+//!          │ 6 what the kernel has lost; events and drops to the control side │
 //!          └──────────────────────────────────────────────────────────────────┘
 //!            nothing to do: sleep until a descriptor is readable, a waker rings,
 //!            or a held packet gets too old (`busy_poll`: the next turn at once)
@@ -178,6 +178,8 @@ impl WorkerHandle {
 
 /// Turns that a worker told to stop still makes, at most.
 const DRAIN_TURNS: usize = 64;
+/// How soon after work the kernel is asked what it has lost.
+const ASK_FOR_LOSSES: Duration = Duration::from_millis(200);
 /// How soon to try again what the control side had no room for.
 const EVENT_RETRY: Duration = Duration::from_millis(10);
 /// How long to stay quiet about an event just told.
@@ -202,6 +204,8 @@ struct Worker {
     held: HoldQueue,
     report: Report,
     told: RecentEvents,
+    /// When to ask the kernel what it has lost: soon after work, and never while idle.
+    ask_for_losses: Option<Duration>,
     started: Instant,
 }
 
@@ -223,6 +227,7 @@ impl Worker {
             held: HoldQueue::new(setup.hold),
             report: Report::new(),
             told: RecentEvents::default(),
+            ask_for_losses: None,
             started: Instant::now(),
         }
     }
@@ -242,6 +247,7 @@ impl Worker {
         }
         let still_held = self.held.take_all().count() as u64;
         self.report.drops.add(DropReason::HoldTimeout, still_held);
+        self.count_losses();
         self.tell(self.started.elapsed());
         Ok(())
     }
@@ -258,9 +264,23 @@ impl Worker {
         self.held.expire(now, &mut self.report.drops);
         let sent = self.turn_outbound(&tables, now);
         let received = self.turn_inbound();
+        // 6. Losses, events and drops.
+        if self.ask_for_losses.is_some_and(|at| at <= now) {
+            self.count_losses();
+        }
         self.tell(now);
-        Ok(sent.map_err(|error| WorkerError::Inner(error.into()))?
-            | received.map_err(|error| WorkerError::Outer(error.into()))?)
+        let worked = sent.map_err(|error| WorkerError::Inner(error.into()))?
+            | received.map_err(|error| WorkerError::Outer(error.into()))?;
+        if worked && self.ask_for_losses.is_none() {
+            self.ask_for_losses = Some(now + ASK_FOR_LOSSES);
+        }
+        Ok(worked)
+    }
+
+    fn count_losses(&mut self) {
+        self.ask_for_losses = None;
+        self.inner.count_lost(&mut self.report.drops);
+        self.outer.count_lost(&mut self.report.drops);
     }
 
     fn turn_outbound(&mut self, tables: &Tables, now: Duration) -> io::Result<bool> {
@@ -358,7 +378,7 @@ impl Worker {
         }
     }
 
-    /// 6. Events and drops to the control side. An event that finds no room is kept for the next turn.
+    /// Events and drops to the control side. An event that finds no room is kept for the next turn.
     fn tell(&mut self, now: Duration) {
         self.counters.dropped(&self.report.drops);
         self.counters.holding(self.held.len());
@@ -380,7 +400,9 @@ impl Worker {
         let now = self.started.elapsed();
         let until_expiry = self.held.next_expiry().map(|at| at.saturating_sub(now));
         let until_retry = (!self.report.events().is_empty()).then_some(EVENT_RETRY);
-        let timeout = until_expiry.into_iter().chain(until_retry).min();
+        let until_losses = self.ask_for_losses.map(|at| at.saturating_sub(now));
+        let timeouts = [until_expiry, until_retry, until_losses];
+        let timeout = timeouts.into_iter().flatten().min();
         let descriptors = [self.inner.poll_descriptors(), self.outer.poll_descriptors()];
         let woken = wait(&self.waker, &descriptors, timeout)
             .map_err(|error| WorkerError::Poll(error.into()))?;

@@ -79,6 +79,10 @@ pub trait Driver: Send {
     /// `drops`; nothing is lost silently.
     fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic;
 
+    /// Counts in `drops` what the kernel has thrown away since the last call, before it could be received or after it was
+    /// handed over. Costs a system call a socket: for now and then, not for every batch.
+    fn count_lost(&mut self, drops: &mut DropCounters);
+
     /// What becomes readable when something arrives.
     fn poll_descriptors(&self) -> Descriptors<'_>;
 }

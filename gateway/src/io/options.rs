@@ -177,6 +177,38 @@ pub(super) fn join_packet_fanout(
     Ok(joined as u16)
 }
 
+/// Tells what the kernel has thrown away of a socket's messages: its receive buffer was full, or their checksum was wrong.
+#[derive(Default)]
+pub(super) struct Losses(u32);
+
+impl Losses {
+    /// How many since the last call. A message that held several packets counts once.
+    pub(super) fn take(&mut self, socket: BorrowedFd<'_>) -> u64 {
+        let Ok(now) = lost(socket) else {
+            return 0; // they stay in the kernel: later
+        };
+        now.wrapping_sub(mem::replace(&mut self.0, now)).into()
+    }
+}
+
+/// As many since the socket was opened, modulo 2³².
+fn lost(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    const DROPS: usize = 8; // SK_MEMINFO_DROPS of linux/sock_diag.h
+    let mut figures = [0u32; DROPS + 1];
+    let mut bytes = mem::size_of_val(&figures) as libc::socklen_t;
+    // SAFETY: the kernel writes at most `bytes`, the length of `figures`.
+    check(unsafe {
+        libc::getsockopt(
+            raw(socket),
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            figures.as_mut_ptr().cast(),
+            &mut bytes,
+        )
+    })?;
+    Ok(figures[DROPS])
+}
+
 /// What the kernel does with the Don't Fragment bit of the packets a socket sends.
 ///
 /// Either way it believes no ICMP "fragmentation needed": an attacker could forge one (RFC 4301 §8.2.1).

@@ -152,6 +152,18 @@ impl Driver for OuterSockets {
         sent
     }
 
+    fn count_lost(&mut self, drops: &mut DropCounters) {
+        for udp in &mut self.udp {
+            udp.count_lost(drops);
+        }
+        if let Some(raw) = &mut self.raw {
+            raw.count_lost(drops);
+        }
+        if let Some(shared) = &mut self.shared {
+            shared.count_lost(drops);
+        }
+    }
+
     fn poll_descriptors(&self) -> Descriptors<'_> {
         let raw = self.raw.iter().flat_map(Driver::poll_descriptors);
         let shared = self.shared.iter().flat_map(Driver::poll_descriptors);

@@ -139,6 +139,14 @@ impl Driver for RawEsp {
         sent
     }
 
+    fn count_lost(&mut self, drops: &mut DropCounters) {
+        if self.receives {
+            for socket in [Some(&mut self.v4), self.v6.as_mut()].into_iter().flatten() {
+                socket.count_lost(drops);
+            }
+        }
+    }
+
     fn poll_descriptors(&self) -> Descriptors<'_> {
         if !self.receives {
             return Descriptors::new();

@@ -51,6 +51,7 @@ pub(super) struct MessageSocket {
     /// Takes apart messages of many datagrams, where the kernel makes such.
     gro: Option<Box<GroReceiver>>,
     messages: Messages,
+    losses: options::Losses,
 }
 
 impl MessageSocket {
@@ -64,6 +65,7 @@ impl MessageSocket {
             gso: false,
             gro: None,
             messages: Messages::new(),
+            losses: options::Losses::default(),
         };
         if speaks != Speaks::V6 {
             options::set_dont_fragment(new.as_fd(), false)?;
@@ -82,6 +84,7 @@ impl MessageSocket {
             gso: self.gso,
             gro: None,
             messages: self.messages.another(),
+            losses: options::Losses::default(),
         })
     }
 
@@ -188,6 +191,12 @@ impl MessageSocket {
         }
         sent += self.transmit_run(batch, &run, drops);
         sent
+    }
+
+    /// Counts what the kernel had no room for since the last call.
+    pub(super) fn count_lost(&mut self, drops: &mut DropCounters) {
+        let lost = self.losses.take(self.socket.as_fd());
+        drops.add(DropReason::OuterOverrun, lost);
     }
 
     fn set_df(&mut self, df: bool) {

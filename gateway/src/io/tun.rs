@@ -245,6 +245,9 @@ impl Driver for TunQueue {
         }
     }
 
+    /// The kernel counts per interface what its queues had no room for (`ip -statistics link show`), not per queue.
+    fn count_lost(&mut self, _: &mut DropCounters) {}
+
     fn poll_descriptors(&self) -> Descriptors<'_> {
         Descriptors::from_iter([self.file.as_fd()])
     }

@@ -208,6 +208,10 @@ impl Driver for UdpOuter {
         self.socket.transmit(batch, |_| true, drops)
     }
 
+    fn count_lost(&mut self, drops: &mut DropCounters) {
+        self.socket.count_lost(drops);
+    }
+
     fn poll_descriptors(&self) -> Descriptors<'_> {
         Descriptors::from_iter([self.as_fd()])
     }
@@ -289,6 +293,27 @@ mod tests {
             let woken = wait(&waker, &[socket.poll_descriptors()], patience).unwrap();
             assert!(woken.by_driver, "only {} of {count} arrived", batch.len());
         }
+    }
+
+    #[test]
+    fn what_the_receive_buffer_has_no_room_for_is_counted() {
+        let mut socket = loopback("127.0.0.1");
+        socket.socket.set_offloads(false); // each packet is a message, and counts
+        sockopt::set_socket_recv_buffer_size(socket.as_fd(), 4096).unwrap();
+        let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+        for _ in 0..100 {
+            // Loopback has delivered, or dropped, before the call returns.
+            let sent = sender.send_to(&[7; 1000], ("127.0.0.1", socket.port()));
+            assert_eq!(sent.unwrap(), 1000);
+        }
+        let (mut batch, mut drops) = (Batch::new(256, 2048), DropCounters::default());
+        socket.receive(&mut batch, &mut drops).unwrap();
+        socket.count_lost(&mut drops);
+        let lost = drops[DropReason::OuterOverrun];
+        assert!(lost > 0 && drops.unexpected() == lost, "{drops:?}");
+        assert_eq!(batch.len() as u64 + lost, 100);
+        socket.count_lost(&mut drops);
+        assert_eq!(drops[DropReason::OuterOverrun], lost, "each counts once");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use esplane_dataplane::{OuterHeaders, Settings, TableWriter};
 use std::{
     collections::VecDeque,
     os::fd::AsFd,
-    sync::{Mutex, mpsc as std_mpsc},
+    sync::{Mutex, atomic::AtomicU64, mpsc as std_mpsc},
 };
 
 const TUNNEL: TunnelId = TunnelId(7);
@@ -24,6 +24,8 @@ struct QueueDriver {
     arriving: Arrivals,
     arrived: Waker,
     leaving: std_mpsc::Sender<(Vec<u8>, Outer)>,
+    /// What the kernel would have thrown away.
+    lost: Arc<AtomicU64>,
     /// Done instead of receiving, once there is something to receive.
     fault: Option<fn() -> io::Result<()>>,
 }
@@ -33,21 +35,25 @@ struct QueueEnd {
     arriving: Arrivals,
     arrived: Waker,
     leaving: std_mpsc::Receiver<(Vec<u8>, Outer)>,
+    lost: Arc<AtomicU64>,
 }
 
 fn queue_driver(fault: Option<fn() -> io::Result<()>>) -> (QueueDriver, QueueEnd) {
     let (arriving, arrived) = (Arc::default(), Waker::new().unwrap());
     let (sender, leaving) = std_mpsc::channel();
+    let lost = Arc::<AtomicU64>::default();
     let driver = QueueDriver {
         arriving: Arc::clone(&arriving),
         arrived: arrived.clone(),
         leaving: sender,
+        lost: Arc::clone(&lost),
         fault,
     };
     let end = QueueEnd {
         arriving,
         arrived,
         leaving,
+        lost,
     };
     (driver, end)
 }
@@ -92,6 +98,13 @@ impl Driver for QueueDriver {
             }
         }
         sent
+    }
+
+    fn count_lost(&mut self, drops: &mut DropCounters) {
+        drops.add(
+            DropReason::OuterOverrun,
+            self.lost.swap(0, Ordering::Relaxed),
+        );
     }
 
     fn poll_descriptors(&self) -> Descriptors<'_> {
@@ -347,6 +360,19 @@ fn an_event_raised_with_every_batch_is_told_once_in_a_while() {
     }
     let told = std::iter::from_fn(|| bench.control.try_recv().ok()).count();
     assert!((1..50).contains(&told), "{told} times");
+}
+
+#[test]
+fn what_the_kernel_has_lost_is_counted_soon_after_work_though_none_follows() {
+    let bench = Bench::new(16);
+    for round in 1..=2 {
+        bench.outer.lost.store(5, Ordering::Relaxed);
+        bench.inner.put([inner_packet(0)]);
+        bench.wait_until("counted", |counters| {
+            counters.drops[DropReason::OuterOverrun] == 5 * round
+        });
+    }
+    assert_eq!(bench.counters.snapshot().inner_received.packets, 2);
 }
 
 #[test]

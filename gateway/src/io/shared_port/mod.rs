@@ -172,6 +172,14 @@ impl Driver for SharedPort {
         sent
     }
 
+    fn count_lost(&mut self, drops: &mut DropCounters) {
+        for half in [Some(&mut self.v4), self.v6.as_mut()].into_iter().flatten() {
+            if let Some(tap) = &mut half.tap {
+                tap.count_lost(drops);
+            }
+        }
+    }
+
     fn poll_descriptors(&self) -> Descriptors<'_> {
         [Some(&self.v4), self.v6.as_ref()]
             .into_iter()

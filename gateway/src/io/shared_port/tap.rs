@@ -41,6 +41,7 @@ pub(super) struct Tap {
     /// Datagrams in a message lately: tells how many messages fill a batch.
     usual: usize,
     unpacked: usize,
+    losses: options::Losses,
 }
 
 /// What is left of one message: datagrams of one sender, all but the last of one length.
@@ -74,11 +75,18 @@ impl Tap {
             pending: None,
             usual: 1,
             unpacked: 0,
+            losses: options::Losses::default(),
         }
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// Counts what the kernel had no room for since the last call.
+    pub(super) fn count_lost(&mut self, drops: &mut DropCounters) {
+        let lost = self.losses.take(self.socket.as_fd());
+        drops.add(DropReason::OuterOverrun, lost);
     }
 
     /// Fills the batch until nothing is left or it is full.

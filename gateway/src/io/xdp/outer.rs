@@ -118,6 +118,15 @@ impl Driver for XdpOuter {
         sent
     }
 
+    fn count_lost(&mut self, drops: &mut DropCounters) {
+        for queue in &mut self.queues {
+            let lost = queue.take_lost();
+            drops.add(DropReason::OuterOverrun, lost.arriving);
+            drops.add(DropReason::TransmitFailed, lost.leaving);
+        }
+        self.kernel.count_lost(drops);
+    }
+
     fn poll_descriptors(&self) -> Descriptors<'_> {
         let mut all = self.kernel.poll_descriptors();
         for queue in &self.queues {

@@ -281,6 +281,11 @@ mod tests {
         frame(MAC, 0x86dd, &packet)
     }
 
+    fn in_vlan(mut frame: Vec<u8>) -> Vec<u8> {
+        frame.splice(12..12, [0x81, 0, 0, 5]);
+        frame
+    }
+
     fn udp(port: u16, payload: &[u8]) -> Vec<u8> {
         let mut datagram = vec![0x11, 0x94];
         datagram.extend(port.to_be_bytes());
@@ -307,11 +312,6 @@ mod tests {
             return;
         };
         let (us, same) = ([192, 0, 2, 1], |_: &mut Vec<u8>| {});
-        let vlan = {
-            let mut tagged = v4(50, us, same, &ESP);
-            tagged.splice(12..12, [0x81, 0, 0, 5]);
-            tagged
-        };
         check(
             &parts,
             &[
@@ -358,15 +358,49 @@ mod tests {
                     v4(50, us, |ip| ip[0] = 0x46, &[0; 16]),
                     PASSED,
                 ),
-                ("TCP", v4(6, us, same, &[0; 20]), PASSED),
+                ("IKE", v4(17, us, same, &udp(500, &[7; 28])), PASSED),
+                (
+                    "IKE beside ESP",
+                    v4(17, us, same, &udp(4500, &[0, 0, 0, 0, 7, 7, 7, 7])),
+                    PASSED,
+                ),
+                ("a keepalive", v4(17, us, same, &udp(4500, &[0xff])), TAKEN),
+                ("ssh", v4(6, us, same, &[0; 20]), PASSED),
+                ("ssh over IPv6", v6(6, "2001:db8::1", 64, &[0; 20]), PASSED),
                 ("ICMP", v4(1, us, same, &[0; 20]), PASSED),
+                (
+                    "a neighbour's question",
+                    v6(58, "2001:db8::1", 255, &[135, 0, 0, 0, 0, 0, 0, 0]),
+                    PASSED,
+                ),
+                (
+                    "a fragment over IPv6",
+                    v6(44, "2001:db8::1", 64, &[50, 0, 0, 1, 0, 0, 0, 9]),
+                    PASSED,
+                ),
+                (
+                    "a fragment of UDP over IPv6",
+                    v6(44, "2001:db8::1", 64, &[17, 0, 0, 1, 0, 0, 0, 9]),
+                    PASSED,
+                ),
                 (
                     "an extension header",
                     v6(0, "2001:db8::1", 64, &[50, 0, 0, 0, 0, 0, 0, 0]),
                     PASSED,
                 ),
                 ("ARP", frame(MAC, 0x0806, &[0; 28]), PASSED),
-                ("a VLAN", vlan, PASSED),
+                ("a VLAN", in_vlan(v4(50, us, same, &ESP)), PASSED),
+                (
+                    "a VLAN over IPv6",
+                    in_vlan(v6(50, "2001:db8::1", 64, &ESP)),
+                    PASSED,
+                ),
+                ("an empty frame", frame(MAC, 0x0800, &[]), PASSED),
+                (
+                    "no IPv4 behind its number",
+                    frame(MAC, 0x0800, &[0x60; 40]),
+                    PASSED,
+                ),
             ],
         );
     }
@@ -388,6 +422,8 @@ mod tests {
         to_another[0] ^= 1;
         let mut to_another_end = v4(6, there, same, &[0; 20]);
         to_another_end[5] ^= 1;
+        let mut to_everyone = v4(6, there, same, &[0; 20]);
+        to_everyone[..6].fill(0xff);
         check(
             &parts,
             &[
@@ -447,6 +483,24 @@ mod tests {
                     PASSED,
                 ),
                 ("ARP", frame(MAC, 0x0806, &[0; 28]), PASSED),
+                (
+                    "a neighbour's question",
+                    v6(58, "fe80::1", 255, &[135, 0, 0, 0, 0, 0, 0, 0]),
+                    PASSED,
+                ),
+                (
+                    "a later fragment",
+                    v4(6, there, |ip| ip[7] = 9, &[0; 20]),
+                    TAKEN,
+                ),
+                (
+                    "a fragment over IPv6",
+                    v6(44, "fd00:2::2", 64, &[6, 0, 0, 1, 0, 0, 0, 9]),
+                    TAKEN,
+                ),
+                ("to everyone", to_everyone, PASSED),
+                ("a VLAN", in_vlan(v4(6, there, same, &[0; 20])), PASSED),
+                ("an empty frame", frame(MAC, 0x0800, &[]), PASSED),
             ],
         );
     }

@@ -44,6 +44,8 @@ pub struct XdpSocket {
     queue: u32,
     mtu: usize,
     zero_copy: bool,
+    /// What was lost when it was asked last.
+    lost: Lost,
 }
 
 impl XdpSocket {
@@ -149,6 +151,7 @@ impl XdpSocket {
             queue,
             mtu,
             zero_copy,
+            lost: Lost::default(),
         })
     }
 
@@ -260,28 +263,44 @@ impl XdpSocket {
         result >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN)
     }
 
-    /// Frames that the kernel had to drop: our rings were full, or it had no frame of ours.
-    pub fn lost(&self) -> u64 {
+    /// Frames that the kernel has dropped since the last call. A system call.
+    pub(super) fn take_lost(&mut self) -> Lost {
         // SAFETY: all bits zero is a valid value.
         let mut counts: libc::xdp_statistics = unsafe { mem::zeroed() };
         let mut bytes = mem::size_of_val(&counts) as libc::socklen_t;
         // SAFETY: the kernel writes at most `bytes`, the structure's length.
-        let got = unsafe {
-            let place = (&raw mut counts).cast();
+        let got = check(unsafe {
             libc::getsockopt(
                 raw(self.socket.as_fd()),
                 libc::SOL_XDP,
                 libc::XDP_STATISTICS,
-                place,
+                (&raw mut counts).cast(),
                 &mut bytes,
             )
+        });
+        if got.is_err() {
+            return Lost::default(); // the counts stay in the kernel: later
+        }
+        // Not `rx_fill_ring_empty_descs`: how often a frame was looked for in vain, of which `rx_dropped` counts the packets.
+        let now = Lost {
+            arriving: counts.rx_dropped + counts.rx_ring_full,
+            leaving: counts.tx_invalid_descs,
         };
-        if got == 0 {
-            counts.rx_dropped + counts.rx_ring_full
-        } else {
-            0
+        let before = mem::replace(&mut self.lost, now);
+        Lost {
+            arriving: now.arriving - before.arriving,
+            leaving: now.leaving - before.leaving,
         }
     }
+}
+
+/// What the kernel has dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lost {
+    /// Frames for us: the ring was full, or no frame of ours was free or large enough.
+    pub arriving: u64,
+    /// Frames of ours that it refused to look at: a bug of ours.
+    pub leaving: u64,
 }
 
 impl AsFd for XdpSocket {
@@ -382,4 +401,85 @@ fn offsets(socket: BorrowedFd<'_>) -> io::Result<libc::xdp_mmap_offsets> {
         return Err(io::ErrorKind::Unsupported.into());
     }
     Ok(offsets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        io::xdp::{Steering, Taken},
+        netlink::Netlink,
+    };
+    use std::collections::BTreeMap;
+
+    /// Nobody takes frames out: the ring fills, and what comes then is lost but counted.
+    #[test]
+    fn what_a_full_ring_has_no_room_for_is_counted() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let story = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            let (mut from, mut to, _steering) = linked();
+            let mut lost = Lost::default();
+            let mut sent = 0;
+            while lost.arriving == 0 {
+                assert!(sent < 10 * RING, "{sent} frames, and none is lost");
+                let write = |frame: &mut [u8]| frame.copy_from_slice(&FRAME);
+                sent += u32::from(from.send(FRAME.len(), write));
+                from.flush();
+                lost = to.take_lost();
+            }
+            let mut arrived = 0;
+            to.receive(usize::MAX, |frame| {
+                assert_eq!(frame, FRAME);
+                arrived += 1;
+            });
+            assert_eq!(arrived, RING);
+            // Some may yet be on their way, but each is counted once.
+            let later = to.take_lost().arriving;
+            assert!(u64::from(RING) + lost.arriving + later <= sent.into());
+            assert!(from.send(0, |_| ()), "an entry that is none");
+            from.flush();
+            assert_eq!(from.take_lost().leaving, 1);
+        };
+        thread::spawn(story).join().unwrap();
+    }
+
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
+    /// To [`MAC`], IPv4, to 10.2.0.2.
+    const FRAME: [u8; 60] = {
+        let mut frame = [0; 60];
+        (frame[0], frame[5], frame[6]) = (MAC[0], MAC[5], 2);
+        (frame[12], frame[14], frame[17], frame[22]) = (8, 0x45, 46, 64);
+        (frame[30], frame[31], frame[33]) = (10, 2, 2);
+        frame
+    };
+
+    /// Sockets on both ends of a pair of interfaces.
+    fn linked() -> (XdpSocket, XdpSocket, Steering) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let [one, two] = runtime.block_on(async {
+            let netlink = Netlink::open().unwrap();
+            netlink.add_veth_pair("one", "two").await.unwrap();
+            let mut links = [0; 2];
+            for (link, name) in links.iter_mut().zip(["one", "two"]) {
+                *link = netlink.link_index(name).await.unwrap();
+                netlink.set_quiet(*link).await.unwrap();
+                netlink.set_up(*link).await.unwrap();
+            }
+            links
+        });
+        let mut steering = Steering::attach("two", two, Taken::Inner { mac: MAC }).unwrap();
+        let from = XdpSocket::open(one, "one", 1500, 0).unwrap();
+        let to = XdpSocket::open(two, "two", 1500, 0).unwrap();
+        steering.add_socket(0, &to).unwrap();
+        let taken = BTreeMap::from([("10.2.0.0/16".parse().unwrap(), 1500)]);
+        steering.set_networks(&taken).unwrap();
+        (from, to, steering)
+    }
 }
