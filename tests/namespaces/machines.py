@@ -208,14 +208,14 @@ api:
 {body}
 """)
 
-    def start(self, ready=True, hosts=None):
-        """`hosts` is a file that stands in for /etc/hosts, for this process alone."""
+    def start(self, ready=True, hosts=None, under=()):
+        """`hosts` is a file that stands in for /etc/hosts, for this process alone; `under` are words before the command."""
         with self.machine.inside(), open(self.log_file, "ab") as log:
             command = [self.program, "run", "-c", self.config_file]
             if hosts:
                 swap = 'mount --bind "$0" /etc/hosts && exec "$@"'
                 command = ["unshare", "--mount", "sh", "-c", swap, hosts, *command]
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*under, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         if ready:
             eventually(self.is_ready, f"{self.machine.name} is ready\n{self.log()}")
         return self

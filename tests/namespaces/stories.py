@@ -281,6 +281,23 @@ def nic_mode_on_both_sides(world):
     assert unexpected(a) == {} and unexpected(b) == {}
 
 
+def nic_mode_as_a_service(world):
+    """What README's unit leaves to the daemon of root's rights suffices."""
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    left = re.search(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)[1].lower().split()
+    bounds = ",".join(["-all", *(f"+{name.removeprefix('cap_')}" for name in left)])
+    assert "`LimitMEMLOCK=infinity`" in text
+    world.configure()
+    for daemon in world.daemons:
+        with open(daemon.config_file, "a") as file:
+            file.write("outer: { xdp: { interface: eth0 } }\n")
+        daemon.start(under=["prlimit", "--memlock=unlimited:unlimited", "setpriv", f"--bounding-set={bounds}", "--no-new-privs"])
+    berlin, oslo = world.machines
+    eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
+    for daemon in world.daemons:
+        assert "not permitted" not in daemon.log(), daemon.log()
+
+
 def nic_mode_is_refused_clearly(world):
     world.configure()
     a, _ = world.daemons
@@ -552,6 +569,7 @@ STORIES = [
     nic_mode_outside,
     nic_mode_over_ipv6,
     nic_mode_on_both_sides,
+    nic_mode_as_a_service,
     nic_mode_is_refused_clearly,
     static_sas_come_and_go_by_the_api,
     preshared_keys,

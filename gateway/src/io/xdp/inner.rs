@@ -1,7 +1,7 @@
 //! The private side over AF_XDP, with the TUN for whatever is better left to the kernel.
 
 use super::{
-    HopsReader, Leftovers, XdpSocket,
+    HopsReader, Leftovers, Turns, XdpSocket,
     ethernet::{ETHERNET_BYTES, destination, may_pass, open_inner, write_inner},
 };
 use crate::io::{Descriptors, Driver, Traffic};
@@ -19,7 +19,7 @@ pub struct XdpInner {
     hops: HopsReader,
     /// Packets for the kernel.
     left: Option<Box<Batch>>,
-    kernel_first: bool,
+    turns: Turns,
 }
 
 impl XdpInner {
@@ -30,7 +30,7 @@ impl XdpInner {
             kernel,
             hops,
             left: None,
-            kernel_first: false,
+            turns: Turns::default(),
         }
     }
 
@@ -52,14 +52,14 @@ impl XdpInner {
 
 impl Driver for XdpInner {
     fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
-        // In turn, so that neither starves the other.
-        self.kernel_first = !self.kernel_first;
-        if self.kernel_first {
+        if self.turns.kernel_first() {
             self.kernel.receive(batch, drops)?;
-        }
-        self.receive_frames(batch, drops);
-        if !self.kernel_first {
-            self.kernel.receive(batch, drops)?;
+            self.receive_frames(batch, drops);
+        } else {
+            self.receive_frames(batch, drops);
+            if batch.is_empty() {
+                self.kernel.receive(batch, drops)?;
+            }
         }
         Ok(())
     }
@@ -69,6 +69,7 @@ impl Driver for XdpInner {
         let Some(queue) = self.queues.first_mut() else {
             return self.kernel.transmit(batch, drops);
         };
+        let mut hops = self.hops.now();
         let mut left = Leftovers::new(&mut self.left, batch);
         for (index, packet) in batch.packets().iter().enumerate() {
             if packet.verdict != Verdict::Forward {
@@ -77,7 +78,7 @@ impl Driver for XdpInner {
             let data = batch.data(index);
             let hop = destination(data)
                 .filter(|_| may_pass(data))
-                .and_then(|to| self.hops.find(to))
+                .and_then(|to| hops.find(to))
                 .filter(|hop| data.len() <= hop.mtu.min(queue.mtu()));
             let Some(hop) = hop else {
                 left.push(data, batch.outer_of(packet), drops);

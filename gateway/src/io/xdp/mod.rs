@@ -17,11 +17,24 @@
 //! | `ethernet.rs`, `next_hops.rs` | headers that the kernel would write, and what it knows that they must say |
 //! | `outer.rs`, `inner.rs`, `leftovers.rs` | the two drivers, and what they leave to the kernel |
 //!
-//! # One copy
+//! # One copy each way, and why
 //!
-//! Packets are copied between the kernel's frames and the batch, headers being written on the way. A [`Batch`]'s arena is
-//! one `&mut [u8]`; memory into which the kernel writes at any time cannot be one, so a batch over it would be unsound. The
-//! copy is of bytes that the AEAD reads or has just written, and so are in the cache.
+//! Packets are copied between the kernel's frames and the batch, headers being written on the way: in from the ring that they
+//! came by, out to the ring that they leave by. Nothing would stop a frame from going from one ring to the other but this: a
+//! [`Batch`]'s arena is one `&mut [u8]`, of which outbound, inbound and the AEAD take the ranges they need, and memory into
+//! which the kernel writes meanwhile, be it into other frames, cannot be one. In bounds that is sound, each packet would be a
+//! slice of its own, in every signature of the dataplane down to the AEAD's kernels, which today check a run of jobs against one
+//! arena. All drivers would pay for that; and what only this one would save is small, the bytes being those that the AEAD reads
+//! next or wrote last. Measured on a Zen 5, minima over windows of 4096 packets, frames of a ring of 8 MiB:
+//!
+//! | | 64 bytes | 576 bytes | 1400 bytes |
+//! |---|---|---|---|
+//! | read where it lies | 3 ns | 11 ns | 22 ns |
+//! | copied in, read there | 8 ns | 19 ns | 35 ns |
+//! | and copied out | 12 ns | 27 ns | 48 ns |
+//!
+//! On virtual interfaces, where the kernel copies as well and needs microseconds a packet, this cannot be seen: `perf` finds 0.3 % of the
+//! worker's time in `memcpy`, 92 % in the kernel. A card that takes ten million packets a second a core would show it.
 //!
 //! # Why these programs are text
 //!
@@ -98,6 +111,20 @@ pub enum XdpError {
     },
 }
 
+/// When the kernel's drivers are looked at, which costs a system call each and seldom brings anything: whenever the rings have
+/// brought nothing, and now and then before them, so that these cannot starve the others.
+#[derive(Default)]
+struct Turns(u32);
+
+impl Turns {
+    const KERNEL_EVERY: u32 = 8;
+
+    fn kernel_first(&mut self) -> bool {
+        self.0 = self.0.wrapping_add(1);
+        self.0.is_multiple_of(Self::KERNEL_EVERY)
+    }
+}
+
 fn hint(source: &io::Error) -> &'static str {
     match source.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
@@ -107,7 +134,9 @@ fn hint(source: &io::Error) -> &'static str {
             "; another program uses this queue or has its XDP program there (`ip link show` tells)"
         }
         Some(libc::EAFNOSUPPORT) => "; this kernel is built without AF_XDP (CONFIG_XDP_SOCKETS)",
-        Some(libc::ENOMEM | libc::ENOBUFS) => "; memory that may be locked is short (`ulimit -l`)",
+        Some(libc::ENOMEM | libc::ENOBUFS) => {
+            "; too little memory may be locked: raise `ulimit -l`, or grant the capability IPC_LOCK"
+        }
         _ => "",
     }
 }

@@ -1,6 +1,6 @@
 //! What the kernel knows of the next hop to each address in use, as a snapshot that drivers read without a lock.
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use std::{collections::HashMap, net::IpAddr, sync::Arc};
 use tokio::sync::mpsc;
 
@@ -28,8 +28,14 @@ pub type NextHops = HashMap<IpAddr, Option<NextHop>>;
 pub struct HopsReader {
     table: Arc<ArcSwap<NextHops>>,
     questions: mpsc::Sender<IpAddr>,
-    /// The last answer, and the table it is from: runs of packets go to one address.
-    last: Option<(Arc<NextHops>, IpAddr, Option<NextHop>)>,
+}
+
+/// What is known now: for one batch.
+pub(super) struct HopsNow<'a> {
+    table: Guard<Arc<NextHops>>,
+    questions: &'a mpsc::Sender<IpAddr>,
+    /// The last answer: runs of packets go to one address.
+    last: Option<(IpAddr, Option<NextHop>)>,
 }
 
 /// A table, what reads it, and the questions of its readers.
@@ -39,28 +45,35 @@ pub fn next_hops() -> (Arc<ArcSwap<NextHops>>, HopsReader, mpsc::Receiver<IpAddr
     let reader = HopsReader {
         table: Arc::clone(&table),
         questions,
-        last: None,
     };
     (table, reader, answered)
 }
 
 impl HopsReader {
+    pub(super) fn now(&self) -> HopsNow<'_> {
+        HopsNow {
+            table: self.table.load(),
+            questions: &self.questions,
+            last: None,
+        }
+    }
+}
+
+impl HopsNow<'_> {
     /// How to get to `address`; `None`: leave it to the kernel. Asks about addresses not seen before.
     pub(super) fn find(&mut self, address: IpAddr) -> Option<NextHop> {
-        let table = self.table.load();
-        if let Some((of, known, hop)) = &self.last
-            && *known == address
-            && Arc::ptr_eq(of, &table)
+        if let Some((last, hop)) = self.last
+            && last == address
         {
-            return *hop;
+            return hop;
         }
-        let known = table.get(&address).copied();
+        let known = self.table.get(&address).copied();
         if known.is_none() {
             // A full queue only means that it is asked again.
             let _ = self.questions.try_send(address);
         }
         let hop = known.flatten();
-        self.last = Some((Arc::clone(&table), address, hop));
+        self.last = Some((address, hop));
         hop
     }
 }
@@ -71,9 +84,10 @@ mod tests {
 
     #[test]
     fn an_unknown_address_is_asked_for_once_a_run_and_found_when_it_is_known() {
-        let (table, mut reader, mut questions) = next_hops();
+        let (table, reader, mut questions) = next_hops();
         let there: IpAddr = "192.0.2.7".parse().unwrap();
-        assert_eq!((reader.find(there), reader.find(there)), (None, None));
+        let mut hops = reader.now();
+        assert_eq!((hops.find(there), hops.find(there)), (None, None));
         assert_eq!(questions.try_recv(), Ok(there));
         assert!(questions.try_recv().is_err());
         let hop = NextHop {
@@ -83,10 +97,11 @@ mod tests {
             mtu: 1500,
         };
         table.store(Arc::new(NextHops::from([(there, Some(hop))])));
-        assert_eq!(reader.find(there), Some(hop));
+        assert_eq!(hops.find(there), None, "one batch, one answer");
+        assert_eq!(reader.now().find(there), Some(hop));
         // And one that only the kernel can reach is not asked for again.
         table.store(Arc::new(NextHops::from([(there, None)])));
-        assert_eq!(reader.find(there), None);
+        assert_eq!(reader.now().find(there), None);
         assert!(questions.try_recv().is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! The public side over AF_XDP, with the kernel's sockets for whatever is better left to them.
 
 use super::{
-    HopsReader, Leftovers, XdpSocket,
+    HopsReader, Leftovers, Turns, XdpSocket,
     ethernet::{ETHERNET_BYTES, open_outer, outer_bytes, write_outer},
 };
 use crate::io::{Descriptors, Driver, Traffic};
@@ -22,7 +22,7 @@ pub struct XdpOuter {
     port: u16,
     /// Packets for the kernel: few.
     left: Option<Box<Batch>>,
-    kernel_first: bool,
+    turns: Turns,
 }
 
 impl XdpOuter {
@@ -39,7 +39,7 @@ impl XdpOuter {
             hops,
             port,
             left: None,
-            kernel_first: false,
+            turns: Turns::default(),
         }
     }
 
@@ -61,14 +61,14 @@ impl XdpOuter {
 
 impl Driver for XdpOuter {
     fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
-        // In turn, so that neither starves the other.
-        self.kernel_first = !self.kernel_first;
-        if self.kernel_first {
+        if self.turns.kernel_first() {
             self.kernel.receive(batch, drops)?;
-        }
-        self.receive_frames(batch, drops);
-        if !self.kernel_first {
-            self.kernel.receive(batch, drops)?;
+            self.receive_frames(batch, drops);
+        } else {
+            self.receive_frames(batch, drops);
+            if batch.is_empty() {
+                self.kernel.receive(batch, drops)?;
+            }
         }
         Ok(())
     }
@@ -78,6 +78,7 @@ impl Driver for XdpOuter {
         let Some(queue) = self.queues.first_mut() else {
             return self.kernel.transmit(batch, drops);
         };
+        let mut hops = self.hops.now();
         let mut left = Leftovers::new(&mut self.left, batch);
         for (index, packet) in batch.packets().iter().enumerate() {
             if packet.verdict != Verdict::Forward {
@@ -85,8 +86,7 @@ impl Driver for XdpOuter {
             }
             let (outer, data) = (batch.outer_of(packet), batch.data(index));
             let bytes = outer_bytes(&outer) + data.len();
-            let hop = self
-                .hops
+            let hop = hops
                 .find(outer.remote.ip())
                 .filter(|hop| bytes <= hop.mtu.min(queue.mtu()));
             let ours = hop.filter(|hop| {

@@ -130,6 +130,11 @@ impl<T: Copy> Producer<T> {
         self.0.producer().store(self.0.ours, Ordering::Release);
     }
 
+    /// Whether the kernel has read all that it was shown.
+    pub(super) fn is_drained(&self) -> bool {
+        self.0.consumer().load(Ordering::Acquire) == self.0.ours
+    }
+
     /// Whether the kernel sleeps until it is called.
     pub(super) fn needs_wakeup(&self) -> bool {
         self.0.flags().load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0

@@ -226,15 +226,15 @@ impl XdpSocket {
         if mem::take(&mut self.unflushed) {
             self.tx.submit();
         }
-        for _ in 0..KICKS_MAX {
-            self.complete();
-            if self.free.len() == FRAMES - RING as usize || !self.tx.needs_wakeup() {
-                return;
-            }
-            if !self.call(libc::MSG_DONTWAIT, true) {
-                return self.complete();
+        let mut kicks = 0;
+        while kicks < KICKS_MAX && self.tx.needs_wakeup() && !self.tx.is_drained() {
+            kicks += 1;
+            // A driver that was woken goes on by itself; the copying kernel sends only during the call.
+            if !self.call(libc::MSG_DONTWAIT, true) || self.zero_copy {
+                break;
             }
         }
+        self.complete();
     }
 
     fn complete(&mut self) {
@@ -259,8 +259,9 @@ impl XdpSocket {
                 libc::recvfrom(fd, none.cast(), 0, flags, none.cast(), std::ptr::null_mut())
             }
         };
-        // EAGAIN: it has sent its share and there is more. EBUSY: the driver's ring is full for now.
-        result >= 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN)
+        // EAGAIN: it has sent its share and there is more, or the driver's ring is full for now. EBUSY: one frame was dropped.
+        let again = [Some(libc::EAGAIN), Some(libc::EBUSY)];
+        result < 0 && again.contains(&io::Error::last_os_error().raw_os_error())
     }
 
     /// Frames that the kernel has dropped since the last call. A system call.
