@@ -14,7 +14,7 @@ use crate::{
     spd::AnyEnds,
     tables::{Tables, Tunnel},
     tunnel::carry_ecn,
-    wire::{Esp, Flow, FlowKey, Head, esp},
+    wire::{Esp, Flow, Head, KeyV4, KeyV6, esp},
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, Spi};
@@ -276,7 +276,7 @@ fn finish_run(
     }
     // 6: commit; 7: finish
     let mut carried = Carried::default();
-    let mut last_let_in = None;
+    let mut last_let_in = (KeyV4::NONE, KeyV6::NONE);
     let newest = authentic.commit(|index, accepted| {
         let (at, payload) = &opened[index];
         let packet = &mut chunk[usize::from(*at)];
@@ -334,36 +334,56 @@ fn open(
     arena: &mut [u8],
     packet: &mut PacketBuf,
     at: &Range<usize>,
-    last_let_in: &mut Option<FlowKey>,
+    last_let_in: &mut (KeyV4, KeyV6),
 ) -> Result<(), DropReason> {
     let malformed = DropReason::DecryptedMalformed;
     let opened = accepted.strip(arena.get(at.clone()).unwrap_or_default(), at)?;
     let inner = arena.get_mut(opened.payload.clone()).ok_or(malformed)?;
-    let (head, ends) = match Head::parse(inner) {
-        Some(head) => (head, None),
-        None => {
-            let flow = Flow::parse(inner).ok_or(malformed)?;
-            (flow.head(), AnyEnds::of_flow(&flow))
-        }
-    };
+    let head = let_in(accepted.sa(), inner, last_let_in)?;
     if head.next_header != opened.next_header {
         return Err(malformed);
-    }
-    // RFC 4301 §5.2 step 4; for packets of one flow in a row, once
-    let same_flow = ends.is_none() && *last_let_in == Some(head.key);
-    if !same_flow {
-        let is_plain = ends.is_none();
-        let ends = ends.unwrap_or_else(|| AnyEnds::of_key(&head.key));
-        if !accepted.sa().selectors.let_in(&ends) {
-            return Err(DropReason::SelectorMismatch);
-        }
-        *last_let_in = is_plain.then_some(head.key);
     }
     carry_ecn(inner, head.tos, packet.outer_tos)?;
     // RFC 4303 §2.7: what lies behind the inner packet is padding against traffic analysis.
     let start = opened.payload.start;
     packet.set_edges(start as u32, (start + head.total_bytes) as u32);
     Ok(())
+}
+
+/// Whether the SA's selectors let an inner packet in (RFC 4301 §5.2 step 4); for packets of one flow in a row, asked once.
+#[inline]
+fn let_in(
+    sa: &InboundSa,
+    inner: &[u8],
+    (last_v4, last_v6): &mut (KeyV4, KeyV6),
+) -> Result<Head, DropReason> {
+    let (head, ends) = if let Some((key, head)) = KeyV4::parse(inner) {
+        if *last_v4 == key {
+            return Ok(head);
+        }
+        *last_v4 = key;
+        (head, AnyEnds::of_v4(&key))
+    } else if let Some((key, head)) = KeyV6::parse(inner) {
+        if *last_v6 == key {
+            return Ok(head);
+        }
+        *last_v6 = key;
+        (head, AnyEnds::of_v6(&key))
+    } else {
+        look_closer(inner).ok_or(DropReason::DecryptedMalformed)?
+    };
+    if sa.selectors.let_in(&ends) {
+        Ok(head)
+    } else {
+        (*last_v4, *last_v6) = (KeyV4::NONE, KeyV6::NONE);
+        Err(DropReason::SelectorMismatch)
+    }
+}
+
+#[cold]
+fn look_closer(inner: &[u8]) -> Option<(Head, AnyEnds)> {
+    let flow = Flow::parse(inner)?;
+    Some((flow.head(), AnyEnds::of_flow(&flow)?))
 }
 
 impl Carried {

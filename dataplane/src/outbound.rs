@@ -2,17 +2,21 @@
 
 use crate::{
     Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::Job,
+    aead::{Job, Work, on_newer_cpus},
     batch::Outer,
-    esp::{Jobs, encap},
+    esp::{
+        Jobs,
+        encap::{self, Encap},
+    },
     outer::OuterSides,
     spd::{AnyEnds, Decision},
-    tables::{Sender, Tables, Tunnel},
-    wire::{Flow, FlowKey, Head, protocol},
+    tables::{Sender, Tables},
+    tunnel,
+    wire::{Flow, Head, KeyV4, KeyV6, protocol},
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, TunnelId};
-use std::{net::IpAddr, ops::Range, ptr, sync::atomic::Ordering::Relaxed};
+use std::{iter::Zip, net::IpAddr, ops::Range, ptr, slice, sync::atomic::Ordering::Relaxed};
 
 /// Packets that go through the steps together, at most: bounds what lies on the stack.
 pub(crate) const CHUNK_PACKETS: usize = 64;
@@ -28,17 +32,15 @@ pub struct Outbound {
 struct Leaving {
     /// Its place in the chunk.
     at: u8,
-    tos: u8,
-    df: bool,
     next_header: u8,
     payload_bytes: u16,
 }
 
 /// Packets in a row that leave with one SA.
 struct Run<'t> {
-    tunnel: &'t Tunnel,
     sender: &'t Sender,
-    packets: u32,
+    /// Where they end among the packets that leave.
+    end: u32,
     bytes: u32,
 }
 
@@ -51,28 +53,34 @@ struct Departure<'t> {
 
 impl<'t> Departure<'t> {
     #[inline]
-    fn push(&mut self, tunnel: &'t Tunnel, sender: &'t Sender, packet: Leaving) {
+    fn push(&mut self, sender: &'t Sender, packet: Leaving) {
         let bytes = u32::from(packet.payload_bytes);
         self.packets.push(packet);
+        let end = self.packets.len() as u32;
         match self.runs.last_mut() {
             Some(run) if ptr::eq(run.sender, sender) => {
-                run.packets += 1;
+                run.end = end;
                 run.bytes += bytes;
             }
-            _ => self.runs.push(Run {
-                tunnel,
-                sender,
-                packets: 1,
-                bytes,
-            }),
+            _ => self.runs.push(Run { sender, end, bytes }),
         }
+    }
+
+    /// The runs with their packets.
+    fn runs(&self) -> impl Iterator<Item = (&Run<'t>, &[Leaving])> {
+        let mut begin = 0;
+        self.runs.iter().map(move |run| {
+            let packets = begin..run.end as usize;
+            begin = packets.end;
+            (run, self.packets.get(packets).unwrap_or_default())
+        })
     }
 }
 
 /// What becomes of a packet by its flow alone; kept for the next packet of the same flow.
 #[derive(Clone, Copy)]
 enum Route<'t> {
-    Send(&'t Tunnel, &'t Sender),
+    Send(&'t Sender),
     Other(Verdict),
 }
 
@@ -96,7 +104,13 @@ impl Outbound {
             slot += chunk.len();
             // 3, 4: classify, look up
             let mut departure = Departure::default();
-            classify(tables, arena, chunk, &mut departure, report);
+            on_newer_cpus(Classify {
+                tables,
+                arena,
+                chunk,
+                departure: &mut departure,
+                report,
+            });
             // 5: sequence; 6: crypt; 7: finish
             seal(tables, arena, chunk, outers, &departure, report);
         }
@@ -129,12 +143,11 @@ impl Outbound {
         let mut departure = Departure::default();
         let dummy = Leaving {
             at: 0,
-            tos: 0,
-            df: false,
             next_header: protocol::NO_NEXT_HEADER,
             payload_bytes: 0,
         };
-        departure.push(tunnel, sender, dummy);
+        departure.push(sender, dummy);
+        packet.outer_df = sender.header.df(false);
         let chunk = std::slice::from_mut(packet);
         seal(tables, arena, chunk, outers, &departure, report);
         packet.verdict == Verdict::Forward
@@ -142,82 +155,99 @@ impl Outbound {
 }
 
 /// Steps 3 and 4: which packets leave, in which tunnel. All others get their verdict here.
-fn classify<'t>(
+struct Classify<'b, 't> {
     tables: &'t Tables,
-    arena: &[u8],
-    chunk: &mut [PacketBuf],
-    departure: &mut Departure<'t>,
-    report: &mut Report,
-) {
-    let mut recent = Recent {
-        key: FlowKey::NONE,
-        route: Route::Other(Verdict::Pending),
-    };
-    for (at, packet) in chunk.iter_mut().enumerate() {
-        if !matches!(packet.verdict, Verdict::Pending) {
-            continue;
-        }
-        let data = arena.get(packet.data_range()).unwrap_or_default();
-        let Some(head) = recent.look_up(tables, data) else {
-            drop_packet(packet, DropReason::InnerMalformed, report);
-            continue;
-        };
-        match recent.route {
-            Route::Send(tunnel, sender)
-                if sender.header.can_carry(head.total_bytes)
-                    && encap::has_room(packet, head.total_bytes, sender.header.bytes()) =>
-            {
-                let leaving = Leaving {
-                    at: at as u8,
-                    tos: head.tos,
-                    df: head.df,
-                    next_header: head.next_header,
-                    payload_bytes: head.total_bytes as u16,
-                };
-                departure.push(tunnel, sender, leaving);
+    arena: &'b [u8],
+    chunk: &'b mut [PacketBuf],
+    departure: &'b mut Departure<'t>,
+    report: &'b mut Report,
+}
+
+impl Work for Classify<'_, '_> {
+    #[inline(always)]
+    fn run(self) {
+        let mut recent = Recent::NONE;
+        for (at, packet) in self.chunk.iter_mut().enumerate() {
+            if !matches!(packet.verdict, Verdict::Pending) {
+                continue;
             }
-            Route::Send(..) => drop_packet(packet, DropReason::InnerTooBig, report),
-            Route::Other(Verdict::Drop(reason)) => drop_packet(packet, reason, report),
-            Route::Other(verdict) => {
-                packet.verdict = verdict;
-                if let Verdict::Hold(tunnel) = verdict {
-                    report.raise(SaEvent::SaNeeded { tunnel });
+            let data = self.arena.get(packet.data_range()).unwrap_or_default();
+            let Some((head, route)) = recent.look_up(self.tables, data) else {
+                drop_packet(packet, DropReason::InnerMalformed, self.report);
+                continue;
+            };
+            match route {
+                Route::Send(sender)
+                    if sender.header.can_carry(head.total_bytes)
+                        && encap::has_room(packet, head.total_bytes, sender.header.bytes()) =>
+                {
+                    packet.outer_tos = head.tos;
+                    packet.outer_df = sender.header.df(head.df);
+                    let leaving = Leaving {
+                        at: at as u8,
+                        next_header: head.next_header,
+                        payload_bytes: head.total_bytes as u16,
+                    };
+                    self.departure.push(sender, leaving);
+                }
+                Route::Send(_) => drop_packet(packet, DropReason::InnerTooBig, self.report),
+                Route::Other(Verdict::Drop(reason)) => drop_packet(packet, reason, self.report),
+                Route::Other(verdict) => {
+                    packet.verdict = verdict;
+                    if let Verdict::Hold(tunnel) = verdict {
+                        self.report.raise(SaEvent::SaNeeded { tunnel });
+                    }
                 }
             }
         }
     }
 }
 
-/// What the last packet was and where it went: runs of one flow are looked up once.
+/// What the last packet of each family was and where it went: runs of one flow are looked up once.
 struct Recent<'t> {
-    key: FlowKey,
-    route: Route<'t>,
+    v4: (KeyV4, Route<'t>),
+    v6: (KeyV6, Route<'t>),
 }
 
 impl<'t> Recent<'t> {
-    /// Finds the packet's route, which is the most recent one then. `None` if it is malformed.
-    #[inline]
-    fn look_up(&mut self, tables: &'t Tables, data: &[u8]) -> Option<Head> {
-        let Some(head) = Head::parse(data) else {
-            return self.look_closer(tables, data);
-        };
-        if head.key != self.key {
-            self.route = route(tables, &AnyEnds::of_key(&head.key));
-            self.key = head.key;
-        }
-        Some(head)
-    }
+    const NONE: Self = Self {
+        v4: (KeyV4::NONE, Route::Other(Verdict::Pending)),
+        v6: (KeyV6::NONE, Route::Other(Verdict::Pending)),
+    };
 
-    #[cold]
-    fn look_closer(&mut self, tables: &'t Tables, data: &[u8]) -> Option<Head> {
-        let flow = Flow::parse(data)?;
-        self.route = route(tables, &AnyEnds::of_flow(&flow)?);
-        self.key = FlowKey::NONE;
-        Some(flow.head())
+    /// Finds the packet's route. `None` if it is malformed.
+    #[inline(always)]
+    fn look_up(&mut self, tables: &'t Tables, data: &[u8]) -> Option<(Head, Route<'t>)> {
+        if let Some((key, head)) = KeyV4::parse(data) {
+            if self.v4.0 != key {
+                let plain = tables.spd.protects_v4(key.ends().1);
+                let plain = plain.and_then(|slot| tables.sender(slot));
+                let route = plain.map_or_else(|| route(tables, &AnyEnds::of_v4(&key)), Route::Send);
+                self.v4 = (key, route);
+            }
+            Some((head, self.v4.1))
+        } else if let Some((key, head)) = KeyV6::parse(data) {
+            if self.v6.0 != key {
+                let plain = tables.spd.protects_v6(key.ends().1);
+                let plain = plain.and_then(|slot| tables.sender(slot));
+                let route = plain.map_or_else(|| route(tables, &AnyEnds::of_v6(&key)), Route::Send);
+                self.v6 = (key, route);
+            }
+            Some((head, self.v6.1))
+        } else {
+            look_closer(tables, data)
+        }
     }
 }
 
-#[inline]
+#[cold]
+fn look_closer<'t>(tables: &'t Tables, data: &[u8]) -> Option<(Head, Route<'t>)> {
+    let flow = Flow::parse(data)?;
+    Some((flow.head(), route(tables, &AnyEnds::of_flow(&flow)?)))
+}
+
+/// By all that policies may ask.
+#[inline(never)]
 fn route<'t>(tables: &'t Tables, ends: &AnyEnds) -> Route<'t> {
     let drop = |reason| Route::Other(Verdict::Drop(reason));
     match tables.spd.decide_ends(ends) {
@@ -230,7 +260,7 @@ fn route<'t>(tables: &'t Tables, ends: &AnyEnds) -> Route<'t> {
         Some(Decision::Protect(slot)) => match tables.tunnel(slot) {
             None => drop(DropReason::NoPolicy), // cannot be: both come from one snapshot
             Some(tunnel) => match &tunnel.sender {
-                Some(sender) => Route::Send(tunnel, sender),
+                Some(sender) => Route::Send(sender),
                 None => Route::Other(Verdict::Hold(tunnel.id)),
             },
         },
@@ -259,42 +289,77 @@ fn seal(
     report: &mut Report,
 ) {
     let mut jobs = Jobs::new();
-    // Places in the chunk, beside the jobs.
-    let mut places: Chunk<u8> = Chunk::new();
-    let mut rest = &departure.packets[..];
     let mut sums = false;
-    for run in &departure.runs {
-        let (packets, others) = rest.split_at(run.packets as usize);
-        rest = others;
+    for (run, packets) in departure.runs() {
         // 5: numbers and lifetimes, once per run of packets with one SA
         let numbers = number(chunk, run, packets, report);
         // 6, 7: all but the AEAD's work
-        sums |= run.sender.header.has_sum();
+        let header = &run.sender.header;
         let first = packets.first().map_or(0, |packet| packet.at.into());
-        let outer_at = outers.set(first, *run.sender.header.outer());
-        for (packet, number) in packets.iter().zip(numbers) {
-            let buf = &mut chunk[usize::from(packet.at)];
-            match wrap(tables, arena, buf, run.sender, packet, number, outer_at) {
-                Some(job) => {
-                    jobs.push(job);
-                    places.push(packet.at);
-                }
-                None => drop_packet(buf, DropReason::InnerTooBig, report), // cannot be: room was checked
-            }
-        }
+        let outer_at = outers.set(first, *header.outer());
+        let written = tables.settings.outer_headers == OuterHeaders::Written;
+        sums |= written && header.has_sum();
+        let wrap = match if written {
+            header.bytes()
+        } else {
+            tunnel::BY_KERNEL
+        } {
+            tunnel::V4_UDP => wrap::<{ tunnel::V4_UDP }>,
+            tunnel::V4 => wrap::<{ tunnel::V4 }>,
+            tunnel::V6_UDP => wrap::<{ tunnel::V6_UDP }>,
+            tunnel::V6 => wrap::<{ tunnel::V6 }>,
+            _ => wrap::<{ tunnel::BY_KERNEL }>,
+        };
+        let encap = Encap::new(run.sender);
+        wrap(
+            arena,
+            chunk,
+            &encap,
+            packets.iter().zip(numbers),
+            outer_at,
+            &mut jobs,
+        );
     }
     // 6: the whole chunk in one call
     tables.aead.seal(arena, &mut jobs);
-    for (at, job) in places.iter().zip(&jobs) {
-        if !job.ok {
-            let packet = &mut chunk[usize::from(*at)];
-            drop_packet(packet, DropReason::InnerTooBig, report); // cannot be: room was checked
-        }
+    for job in jobs.iter().filter(|job| !job.ok) {
+        unsealed(chunk, job, report);
     }
     // 7: what needs the ciphertext
-    if sums && tables.settings.outer_headers == OuterHeaders::Written {
+    if sums {
         sum_up(arena, chunk, departure);
     }
+}
+
+/// Steps 6 and 7 for one run, but for the AEAD: trailer, ESP header, outer headers.
+fn wrap<'t, const HEADERS: usize>(
+    arena: &mut [u8],
+    chunk: &mut [PacketBuf],
+    encap: &Encap<'t>,
+    numbered: Zip<slice::Iter<'_, Leaving>, Range<u64>>,
+    outer_at: u16,
+    jobs: &mut Jobs<'t>,
+) {
+    for (packet, number) in numbered {
+        let Some(buf) = chunk.get_mut(usize::from(packet.at)) else {
+            continue;
+        };
+        let payload = (packet.payload_bytes.into(), packet.next_header);
+        if let Some(job) = encap.put_around::<HEADERS>(arena, buf, payload, number) {
+            buf.outer_at = outer_at;
+            buf.verdict = Verdict::Forward;
+            jobs.push(job);
+        }
+    }
+}
+
+/// Cannot be: room was checked.
+#[cold]
+fn unsealed(chunk: &mut [PacketBuf], job: &Job<'_>, report: &mut Report) {
+    let lost = chunk.iter_mut().filter(|packet| {
+        packet.verdict == Verdict::Forward && packet.data_range().contains(&job.payload.start)
+    });
+    lost.for_each(|packet| drop_packet(packet, DropReason::InnerTooBig, report));
 }
 
 /// Step 5 for one run: numbers for the packets that may go, from the first on. The others are dropped.
@@ -306,23 +371,33 @@ fn number(
     report: &mut Report,
 ) -> Range<u64> {
     let sa = &*run.sender.sa;
-    let sizes = packets.iter().map(|packet| packet.payload_bytes.into());
-    let all = u64::from(run.packets);
-    let within_lifetime = if sa.usage.has_room_for_all(all, u64::from(run.bytes)) {
-        packets.len()
+    let (all, mut bytes) = (packets.len(), u64::from(run.bytes));
+    let within_lifetime = if sa.usage.has_room_for_all(all as u64, bytes) {
+        all
     } else {
+        let sizes = packets.iter().map(|packet| packet.payload_bytes.into());
         sa.usage.room_for(sizes)
     };
     let numbers = sa.sequence.reserve(within_lifetime as u32);
     let sent = (numbers.end - numbers.start) as usize;
-    if sent < packets.len() {
+    if sent < all {
         refuse(chunk, run, packets, (sent, within_lifetime), report);
+        let sizes = packets.iter().map(|packet| u64::from(packet.payload_bytes));
+        bytes = sizes.take(sent).sum();
     }
     if sa.sequence.is_low() {
         let next = sa.sequence.next();
         report.raise(SaEvent::SequenceLow { sa: sa.id, next });
     }
-    account(run, &packets[..sent], report);
+    sa.usage.add(sent as u64, bytes, |reached| {
+        report.raise(reached.event(sa.id));
+    });
+    // A dummy leaves alone.
+    let is_data = |packet: &Leaving| packet.next_header != protocol::NO_NEXT_HEADER;
+    if packets.first().is_some_and(is_data) {
+        let counter = &run.sender.activity.sent_data_packets;
+        counter.fetch_add(sent as u64, Relaxed);
+    }
     numbers
 }
 
@@ -354,54 +429,10 @@ fn refuse(
     }
 }
 
-/// Counts what a run carries.
-#[inline]
-fn account(run: &Run<'_>, carried: &[Leaving], report: &mut Report) {
-    let sa = &run.sender.sa;
-    let bytes: u64 = carried
-        .iter()
-        .map(|packet| u64::from(packet.payload_bytes))
-        .sum();
-    sa.usage.add(carried.len() as u64, bytes, |reached| {
-        report.raise(reached.event(sa.id));
-    });
-    let data = |packet: &&Leaving| packet.next_header != protocol::NO_NEXT_HEADER;
-    let data_packets = carried.iter().filter(data).count() as u64;
-    let sent = &run.tunnel.activity.sent_data_packets;
-    sent.fetch_add(data_packets, Relaxed);
-}
-
-/// Steps 6 and 7 for one packet, but for the AEAD: trailer, ESP header, outer headers. What is left to the AEAD is the
-/// answer.
-#[inline]
-fn wrap<'t>(
-    tables: &Tables,
-    arena: &mut [u8],
-    buf: &mut PacketBuf,
-    sender: &'t Sender,
-    packet: &Leaving,
-    number: u64,
-    outer_at: u16,
-) -> Option<Job<'t>> {
-    let payload_bytes = usize::from(packet.payload_bytes);
-    let (sa, header) = (&*sender.sa, &sender.header);
-    let job = encap::encap(arena, buf, sa, number, payload_bytes, packet.next_header)?;
-    buf.outer_at = outer_at;
-    (buf.outer_tos, buf.outer_df) = (packet.tos, header.df(packet.df));
-    if tables.settings.outer_headers == OuterHeaders::Written && !header.write(arena, buf, number) {
-        return None;
-    }
-    buf.verdict = Verdict::Forward;
-    Some(job)
-}
-
 /// Checksums over what is sealed now.
 #[cold]
 fn sum_up(arena: &mut [u8], chunk: &[PacketBuf], departure: &Departure<'_>) {
-    let mut rest = &departure.packets[..];
-    for run in &departure.runs {
-        let (packets, others) = rest.split_at(run.packets as usize);
-        rest = others;
+    for (run, packets) in departure.runs() {
         for packet in packets {
             let buf = &chunk[usize::from(packet.at)];
             if buf.verdict == Verdict::Forward

@@ -107,6 +107,19 @@ impl Spd {
         self.decide_ends(&AnyEnds::of_flow(flow)?)
     }
 
+    /// The tunnel of a packet to `destination`, where nothing else about the packet matters. `None` where it does, and for all
+    /// other decisions: [`Spd::decide_ends`] knows.
+    #[inline(always)]
+    pub(crate) fn protects_v4(&self, destination: u32) -> Option<TunnelSlot> {
+        self.v4.fib.longest(destination).protects()
+    }
+
+    /// The same for IPv6.
+    #[inline(always)]
+    pub(crate) fn protects_v6(&self, destination: u128) -> Option<TunnelSlot> {
+        self.v6.fib.longest(destination).protects()
+    }
+
     #[inline]
     pub(crate) fn decide_ends(&self, ends: &AnyEnds) -> Option<Decision> {
         match ends {

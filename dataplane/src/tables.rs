@@ -70,6 +70,12 @@ impl Tables {
         self.tunnels.get(slot.0 as usize)?.as_deref()
     }
 
+    /// What sends for the tunnel of this slot.
+    #[inline]
+    pub(crate) fn sender(&self, slot: TunnelSlot) -> Option<&Sender> {
+        self.tunnel(slot)?.sender.as_ref()
+    }
+
     pub(crate) fn tunnel_by_id(&self, id: TunnelId) -> Option<&Tunnel> {
         let at = self.slots.binary_search_by_key(&id, |(id, _)| *id).ok()?;
         self.tunnel(self.slots.get(at)?.1)
@@ -88,8 +94,10 @@ pub(crate) struct Tunnel {
 /// An outbound SA and where it sends to.
 #[derive(Clone)]
 pub(crate) struct Sender {
-    pub sa: Arc<OutboundSa>,
     pub header: OuterHeader,
+    pub sa: Arc<OutboundSa>,
+    /// Of its tunnel.
+    pub activity: Arc<Activity>,
 }
 
 /// What a tunnel has carried over all its SAs.

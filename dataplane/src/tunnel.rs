@@ -11,17 +11,34 @@
 //! | UDP checksum | zero over IPv4 (RFC 3948 §2.1); computed over IPv6, where receivers refuse zero unless told otherwise (RFC 8200 §8.1) |
 
 use crate::{
-    Outer, PacketBuf,
+    Outer,
     esp::encap,
-    wire::{checksum, ipv4, ipv6, protocol, udp},
+    wire::{
+        checksum,
+        esp::{self, BEFORE_PAYLOAD_BYTES},
+        ipv4, ipv6, protocol, udp,
+    },
 };
-use esplane_api::{AeadSuite, DfPolicy, DropReason, OuterPath};
+use esplane_api::{AeadSuite, DfPolicy, DropReason, OuterPath, Spi};
 use std::net::IpAddr;
 
 /// Time to live of every outer header.
 const TTL: u8 = 64;
 /// The longest outer header: IPv6 and UDP.
-const OUTER_BYTES_MAX: usize = ipv6::HEADER_BYTES + udp::HEADER_BYTES;
+const OUTER_BYTES_MAX: usize = V6_UDP;
+/// Bytes of outer headers and ESP header, at most: a cache line.
+pub const BEFORE_BYTES: usize = OUTER_BYTES_MAX + BEFORE_PAYLOAD_BYTES;
+
+/// Bytes of each kind of outer headers; they tell the kinds apart.
+pub const BY_KERNEL: usize = 0;
+/// IPv4 alone.
+pub const V4: usize = ipv4::HEADER_BYTES;
+/// IPv4 and UDP.
+pub const V4_UDP: usize = ipv4::HEADER_BYTES + udp::HEADER_BYTES;
+/// IPv6 alone.
+pub const V6: usize = ipv6::HEADER_BYTES;
+/// IPv6 and UDP.
+pub const V6_UDP: usize = ipv6::HEADER_BYTES + udp::HEADER_BYTES;
 /// The most that the length fields of IP can say.
 const IP_PACKET_BYTES_MAX: usize = u16::MAX as usize;
 
@@ -33,46 +50,54 @@ pub fn max_inner_bytes(outer_mtu: usize, path: &OuterPath, _suite: AeadSuite) ->
 
 /// Bytes of outer IP and UDP header.
 fn outer_bytes(path: &OuterPath) -> usize {
-    let ip_bytes = if path.remote().is_ipv4() {
-        ipv4::HEADER_BYTES
-    } else {
-        ipv6::HEADER_BYTES
-    };
-    ip_bytes
-        + if path.encap().is_some() {
-            udp::HEADER_BYTES
-        } else {
-            0
-        }
+    match (path.remote().is_ipv4(), path.encap().is_some()) {
+        (true, false) => V4,
+        (true, true) => V4_UDP,
+        (false, false) => V6,
+        (false, true) => V6_UDP,
+    }
 }
 
-/// The outer side of one tunnel's packets, prepared when the table is made.
+/// All that lies before the payload of one tunnel's packets, prepared when the table is made.
 #[derive(Clone, Debug)]
+#[repr(C, align(64))]
 pub struct OuterHeader {
-    /// IP and UDP header; what differs from packet to packet is zero. They end where this ends, as in a packet they end
-    /// where ESP begins: so all four kinds are written alike.
-    template: [u8; OUTER_BYTES_MAX],
-    bytes: usize,
-    /// The largest inner packet that IP can still carry.
-    payload_bytes_max: usize,
-    is_v4: bool,
-    udp: bool,
-    copies_df: bool,
+    /// IP, UDP and ESP header; what differs from packet to packet is zero. They end where this ends, as in a packet they
+    /// end where the payload begins: so all kinds are written alike.
+    template: [u8; BEFORE_BYTES],
     /// Checksum of the template's IPv4 header, not folded yet.
-    template_sum: u64,
+    template_sum: u32,
+    bytes: u16,
+    /// The largest inner packet that IP can still carry.
+    payload_bytes_max: u16,
+    copies_df: bool,
     /// Of every packet; what differs is zero or false.
     prepared: Outer,
     path: OuterPath,
 }
 
+/// What differs between outer headers of one tunnel.
+#[derive(Clone, Copy, Debug)]
+pub struct Outside {
+    /// The sequence number.
+    pub number: u64,
+    /// From the first header to the ICV.
+    pub total_bytes: usize,
+    /// Type of Service or Traffic Class.
+    pub tos: u8,
+    /// Don't Fragment.
+    pub df: bool,
+}
+
 impl OuterHeader {
-    /// For a path.
-    pub fn new(path: OuterPath, df: DfPolicy) -> Self {
+    /// For a path, and the SPI of what is sent along it.
+    pub fn new(path: OuterPath, df: DfPolicy, spi: Spi) -> Self {
         let is_v4 = path.remote().is_ipv4();
         let udp = path.encap().is_some();
         let bytes = outer_bytes(&path);
-        let mut template = [0; OUTER_BYTES_MAX];
-        let place = &mut template[OUTER_BYTES_MAX - bytes..];
+        let mut template = [0; BEFORE_BYTES];
+        template[OUTER_BYTES_MAX..][..4].copy_from_slice(&spi.get().to_be_bytes());
+        let place = &mut template[OUTER_BYTES_MAX - bytes..OUTER_BYTES_MAX];
         let above = if udp { protocol::UDP } else { protocol::ESP };
         let (ip, ports) = match (path.local(), path.remote()) {
             (IpAddr::V4(local), IpAddr::V4(remote)) => {
@@ -90,17 +115,15 @@ impl OuterHeader {
                 (ip, ports)
             }
         };
-        let template_sum = checksum::add(0, ip);
+        let template_sum = checksum::add(0, ip) as u32; // ten words of 16 bits, or twenty
         if let Some(encap) = path.encap() {
             ports[..2].copy_from_slice(&encap.local_port.to_be_bytes());
             ports[2..4].copy_from_slice(&encap.remote_port.to_be_bytes());
         }
         Self {
             template,
-            bytes,
-            payload_bytes_max: encap::payload_bytes_within(IP_PACKET_BYTES_MAX - bytes),
-            is_v4,
-            udp,
+            bytes: bytes as u16,
+            payload_bytes_max: encap::payload_bytes_within(IP_PACKET_BYTES_MAX - bytes) as u16,
             // RFC 4301 §8.1
             copies_df: is_v4 && df == DfPolicy::Copy,
             template_sum,
@@ -122,14 +145,15 @@ impl OuterHeader {
     }
 
     /// Bytes it takes before the ESP header.
+    #[inline]
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes.into()
     }
 
     /// Whether an inner packet of this length gives an outer packet that IP can carry.
     #[inline]
     pub fn can_carry(&self, payload_bytes: usize) -> bool {
-        payload_bytes <= self.payload_bytes_max
+        payload_bytes <= self.payload_bytes_max.into()
     }
 
     /// What the driver needs to know of its packets, but for TOS and DF.
@@ -143,89 +167,56 @@ impl OuterHeader {
         self.prepared.df | inner & self.copies_df
     }
 
-    /// Writes the outer headers before an ESP packet, sealed or not; its data grows by them. Its frame must have room
-    /// ([`encap::has_room`]); `false` if the arena has not. What sums up the sealed packet is left to
-    /// [`OuterHeader::sum_up`].
+    /// Writes what lies before a payload: the ESP header, and `HEADERS` bytes of outer headers before it. The rest of
+    /// `before` is nobody's. What sums up the sealed packet is left to [`OuterHeader::sum_up`].
     #[inline]
-    #[must_use]
-    pub fn write(&self, arena: &mut [u8], packet: &mut PacketBuf, number: u64) -> bool {
-        let (esp, headroom) = (packet.data_range(), packet.headroom());
-        let (Some(start), true) = (esp.start.checked_sub(self.bytes), self.bytes <= headroom)
-        else {
-            return false;
-        };
-        packet.set_edges(start as u32, esp.end as u32);
-        let total_bytes = (esp.end - start) as u16;
-        // The headroom before the headers is nobody's: where there is enough, one copy of fixed size does.
-        if headroom >= OUTER_BYTES_MAX {
-            let place = arena.get_mut(esp.start - OUTER_BYTES_MAX..esp.start);
-            let Some(place) = place.and_then(|place| place.first_chunk_mut()) else {
-                return false;
-            };
-            self.fill_in(
-                place,
-                total_bytes,
-                packet.outer_tos,
-                packet.outer_df,
-                number,
-            );
-            return true;
-        }
-        let mut headers = [0; OUTER_BYTES_MAX];
-        self.fill_in(
-            &mut headers,
-            total_bytes,
-            packet.outer_tos,
-            packet.outer_df,
+    pub fn write<const HEADERS: usize>(&self, before: &mut [u8; BEFORE_BYTES], outside: Outside) {
+        let Outside {
             number,
-        );
-        let place = arena.get_mut(start..esp.start);
-        place
-            .map(|place| place.copy_from_slice(&headers[OUTER_BYTES_MAX - self.bytes..]))
-            .is_some()
-    }
-
-    /// The template with what differs. Fields lie at fixed places, counted from where ESP begins.
-    #[inline]
-    fn fill_in(
-        &self,
-        headers: &mut [u8; OUTER_BYTES_MAX],
-        total_bytes: u16,
-        tos: u8,
-        df: bool,
-        number: u64,
-    ) {
-        *headers = self.template;
-        match (self.is_v4, self.udp) {
-            (true, true) => {
-                put(headers, 4, total_bytes - ipv4::HEADER_BYTES as u16);
-                self.finish_ipv4::<{ ipv4::HEADER_BYTES + udp::HEADER_BYTES }>(
-                    headers,
-                    total_bytes,
-                    tos,
-                    df,
-                    number,
-                );
-            }
-            (true, false) => {
-                self.finish_ipv4::<{ ipv4::HEADER_BYTES }>(headers, total_bytes, tos, df, number);
-            }
-            (false, true) => {
-                put(headers, 4, total_bytes - ipv6::HEADER_BYTES as u16);
-                finish_ipv6::<{ ipv6::HEADER_BYTES + udp::HEADER_BYTES }>(
-                    headers,
-                    total_bytes,
-                    tos,
-                );
-            }
-            (false, false) => finish_ipv6::<{ ipv6::HEADER_BYTES }>(headers, total_bytes, tos),
+            total_bytes,
+            tos,
+            df,
+        } = outside;
+        *before = self.template;
+        let (ip, total_bytes) = (OUTER_BYTES_MAX - HEADERS, total_bytes as u16);
+        if HEADERS == V4 || HEADERS == V4_UDP {
+            let (identification, flags) = (number as u16, u16::from(df) << 14);
+            let words = [u16::from(tos), total_bytes, identification, flags];
+            let sum = words.into_iter().map(u32::from).sum::<u32>() + self.template_sum;
+            let [a, b, c, d] = words.map(u64::from);
+            put(before, ip, (0x4500 | a) << 48 | b << 32 | c << 16 | d);
+            [before[ip + 10], before[ip + 11]] = checksum::finish_short(sum).to_be_bytes();
         }
+        if HEADERS == V6 || HEADERS == V6_UDP {
+            let payload_bytes = u64::from(total_bytes) - ipv6::HEADER_BYTES as u64;
+            let next_header = if HEADERS == V6 {
+                protocol::ESP
+            } else {
+                protocol::UDP
+            };
+            let fixed = u64::from(next_header) << 8 | u64::from(TTL);
+            put(
+                before,
+                ip,
+                0x6 << 60 | u64::from(tos) << 52 | payload_bytes << 16 | fixed,
+            );
+        }
+        if HEADERS == V4_UDP || HEADERS == V6_UDP {
+            let bytes = total_bytes - (HEADERS - udp::HEADER_BYTES) as u16;
+            let at = OUTER_BYTES_MAX - udp::HEADER_BYTES + 4;
+            [before[at], before[at + 1]] = bytes.to_be_bytes();
+        }
+        // RFC 4303 §2.2: the low half of the number. RFC 4106 §3.1, RFC 7634 §2: any IV that never comes twice; the number
+        // never does.
+        let low = &mut before[OUTER_BYTES_MAX + 4..][..4];
+        low.copy_from_slice(&(number as u32).to_be_bytes());
+        put(before, OUTER_BYTES_MAX + esp::HEADER_BYTES, number);
     }
 
     /// Whether [`OuterHeader::sum_up`] has anything to do.
     #[inline]
     pub fn has_sum(&self) -> bool {
-        self.udp && !self.is_v4
+        self.bytes() == V6_UDP
     }
 
     /// Writes the UDP checksum over IPv6 of a sealed packet.
@@ -247,44 +238,11 @@ impl OuterHeader {
             sum => sum,
         }
     }
-
-    /// IPv4 begins `BEFORE` bytes before ESP.
-    #[inline]
-    fn finish_ipv4<const BEFORE: usize>(
-        &self,
-        headers: &mut [u8; OUTER_BYTES_MAX],
-        total_bytes: u16,
-        tos: u8,
-        df: bool,
-        number: u64,
-    ) {
-        let (identification, flags) = (number as u16, u16::from(df) << 14);
-        let words = [u16::from(tos), total_bytes, identification, flags];
-        let sum = words.into_iter().map(u64::from).sum::<u64>() + self.template_sum;
-        headers[OUTER_BYTES_MAX - BEFORE + 1] = tos;
-        put(headers, BEFORE - 2, total_bytes);
-        put(headers, BEFORE - 4, identification);
-        put(headers, BEFORE - 6, flags);
-        put(headers, BEFORE - 10, checksum::finish(sum));
-    }
 }
 
-/// IPv6 begins `BEFORE` bytes before ESP.
 #[inline]
-fn finish_ipv6<const BEFORE: usize>(
-    headers: &mut [u8; OUTER_BYTES_MAX],
-    total_bytes: u16,
-    tos: u8,
-) {
-    put(headers, BEFORE, 0x6000 | u16::from(tos) << 4);
-    put(headers, BEFORE - 4, total_bytes - ipv6::HEADER_BYTES as u16);
-}
-
-/// Writes a field that begins `before` bytes before ESP.
-#[inline]
-fn put(headers: &mut [u8; OUTER_BYTES_MAX], before: usize, value: u16) {
-    let at = OUTER_BYTES_MAX - before;
-    [headers[at], headers[at + 1]] = value.to_be_bytes();
+fn put(before: &mut [u8; BEFORE_BYTES], at: usize, value: u64) {
+    before[at..at + 8].copy_from_slice(&value.to_be_bytes());
 }
 
 fn octets(address: IpAddr) -> [u8; 16] {

@@ -23,11 +23,13 @@
 
 mod chacha;
 mod choice;
+mod newer;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use choice::{ChoiceError, ChoiceProblem};
+pub(crate) use newer::{Work, on_newer_cpus};
 
 use choice::Implementation;
 use esplane_api::{AeadSuite, KeyMaterial};

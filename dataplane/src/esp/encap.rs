@@ -2,11 +2,13 @@
 
 use super::job;
 use crate::{
-    PacketBuf,
+    AeadKey, PacketBuf,
     aead::{ICV_BYTES, Job},
-    sad::OutboundSa,
+    tables::Sender,
+    tunnel::{BEFORE_BYTES, OuterHeader, Outside},
     wire::esp::{BEFORE_PAYLOAD_BYTES, TRAILER_BYTES},
 };
+use esplane_api::{Esn, Spi};
 
 /// Bytes of padding that bring payload and trailer to a multiple of four (RFC 4303 §2.4).
 const fn padding_bytes(payload_bytes: usize) -> usize {
@@ -27,10 +29,14 @@ pub const fn payload_bytes_within(esp_bytes: usize) -> usize {
 /// Whether the packet's frame has room for ESP and `outer_bytes` of headers before it.
 #[inline]
 pub fn has_room(packet: &PacketBuf, payload_bytes: usize, outer_bytes: usize) -> bool {
-    let behind = sealed_bytes(payload_bytes) - BEFORE_PAYLOAD_BYTES;
+    let behind = packet.data_bytes() + packet.tailroom();
     packet.headroom() >= outer_bytes + BEFORE_PAYLOAD_BYTES
-        && packet.data_bytes() + packet.tailroom() >= behind
+        && (behind >= payload_bytes + BEHIND_BYTES_MAX
+            || behind >= sealed_bytes(payload_bytes) - BEFORE_PAYLOAD_BYTES)
 }
+
+/// Bytes of padding, trailer and ICV, at most.
+const BEHIND_BYTES_MAX: usize = 3 + TRAILER_BYTES + ICV_BYTES;
 
 /// Padding, its length, and room for the next header behind it, by padding length (RFC 4303 §2.4: padding is 1, 2, 3, …).
 /// Eight bytes: the rest is overwritten by the ICV.
@@ -41,47 +47,75 @@ const TRAILERS: [[u8; 8]; 4] = [
     [1, 2, 3, 3, 0, 0, 0, 0],
 ];
 
-/// Writes everything but the ciphertext and answers what remains for the AEAD to do. The packet's
-/// data becomes the whole ESP packet. Its frame must have room ([`has_room`]); `None` if the arena has not.
-#[inline]
-pub fn encap<'k>(
-    arena: &mut [u8],
-    packet: &mut PacketBuf,
-    sa: &'k OutboundSa,
-    number: u64,
-    payload_bytes: usize,
-    next_header: u8,
-) -> Option<Job<'k>> {
-    let start = packet
-        .data_range()
-        .start
-        .checked_sub(BEFORE_PAYLOAD_BYTES)?;
-    let at = start..start + sealed_bytes(payload_bytes);
-    packet.set_edges(at.start as u32, at.end as u32);
-    let (header, rest) = arena
-        .get_mut(at.clone())?
-        .split_first_chunk_mut::<BEFORE_PAYLOAD_BYTES>()?;
+/// What the packets of one run have in common.
+pub(crate) struct Encap<'k> {
+    header: &'k OuterHeader,
+    key: &'k AeadKey,
+    salt: [u8; 4],
+    spi: Spi,
+    esn: Esn,
+}
 
-    // RFC 4303 §2.1, §2.2: SPI and the low half of the number.
-    // RFC 4106 §3.1, RFC 7634 §2: any IV that never comes twice; the number never does.
-    let spi = u128::from(sa.id.spi.get());
-    let words = spi << 96 | u128::from(number as u32) << 64 | u128::from(number);
-    *header = words.to_be_bytes();
+impl<'k> Encap<'k> {
+    /// Of packets that leave with this SA.
+    pub fn new(sender: &'k Sender) -> Self {
+        let sa = &*sender.sa;
+        Self {
+            header: &sender.header,
+            key: &sa.key,
+            salt: sa.salt,
+            spi: sa.id.spi,
+            esn: sa.sequence.esn(),
+        }
+    }
 
-    let padding = padding_bytes(payload_bytes);
-    let last = u64::from(next_header) << (8 * (padding + 1));
-    let trailer = u64::from_le_bytes(TRAILERS[padding]) | last;
-    *rest.get_mut(payload_bytes..)?.first_chunk_mut()? = trailer.to_le_bytes();
+    /// Writes everything but the ciphertext around an inner packet, with `HEADERS` bytes of outer headers, and answers what
+    /// remains for the AEAD to do. The packet's data becomes the whole outer packet, which has its TOS and DF already. Its
+    /// frame must have room ([`has_room`]); `None` if the arena has not.
+    #[inline]
+    pub fn put_around<const HEADERS: usize>(
+        &self,
+        arena: &mut [u8],
+        packet: &mut PacketBuf,
+        (payload_bytes, next_header): (usize, u8),
+        number: u64,
+    ) -> Option<Job<'k>> {
+        let start = packet.data_range().start;
+        let first = start.checked_sub(HEADERS + BEFORE_PAYLOAD_BYTES)?;
+        let padding = padding_bytes(payload_bytes);
+        let icv = start + payload_bytes + padding + TRAILER_BYTES;
+        let outside = Outside {
+            number,
+            total_bytes: icv + ICV_BYTES - first,
+            tos: packet.outer_tos,
+            df: packet.outer_df,
+        };
+        // The headroom before the headers is nobody's: where there is enough, a write of fixed size does.
+        if packet.headroom() >= BEFORE_BYTES {
+            let before = arena.get_mut(start - BEFORE_BYTES..start)?;
+            self.header
+                .write::<HEADERS>(before.first_chunk_mut()?, outside);
+        } else {
+            self.put_before::<HEADERS>(arena.get_mut(first..start)?, outside)?;
+        }
+        let last = u64::from(next_header) << (8 * (padding + 1));
+        let trailer = u64::from_le_bytes(TRAILERS[padding]) | last;
+        let behind = arena.get_mut(start + payload_bytes..icv + ICV_BYTES)?;
+        *behind.first_chunk_mut()? = trailer.to_le_bytes();
+        packet.set_edges(first as u32, (icv + ICV_BYTES) as u32);
 
-    let payload = at.start + BEFORE_PAYLOAD_BYTES..at.end - ICV_BYTES;
-    let numbered = (sa.id.spi, sa.sequence.esn(), number);
-    Some(job(
-        &sa.key,
-        sa.salt,
-        number.to_be_bytes(),
-        numbered,
-        payload,
-    ))
+        let numbered = (self.spi, self.esn, number);
+        let iv = number.to_be_bytes();
+        Some(job(self.key, self.salt, iv, numbered, start..icv))
+    }
+
+    #[cold]
+    fn put_before<const HEADERS: usize>(&self, place: &mut [u8], outside: Outside) -> Option<()> {
+        let mut before = [0; BEFORE_BYTES];
+        self.header.write::<HEADERS>(&mut before, outside);
+        place.copy_from_slice(before.get(BEFORE_BYTES - place.len()..)?);
+        Some(())
+    }
 }
 
 #[cfg(test)]

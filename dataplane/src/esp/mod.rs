@@ -43,9 +43,13 @@ fn job<'k>(
 /// stored one by one and read back as a vector make a CPU wait.
 #[inline]
 fn associated_data(spi: Spi, esn: Esn, number: u64) -> ([u8; 16], u8) {
-    let spi = u128::from(spi.get()) << 96;
-    match esn {
-        Esn::On => ((spi | u128::from(number) << 32).to_be_bytes(), 12),
-        Esn::Off => ((spi | u128::from(number as u32) << 64).to_be_bytes(), 8),
-    }
+    // As they lie in memory, read as little-endian words: the high half of the number comes first.
+    let spi = u64::from(u32::from_le_bytes(spi.get().to_be_bytes()));
+    let number = u64::from_le_bytes(number.to_be_bytes());
+    let (first, second, bytes) = match esn {
+        Esn::On => (spi | number << 32, number >> 32, 12),
+        Esn::Off => (spi | (number >> 32) << 32, 0, 8),
+    };
+    let both = u128::from(first) | u128::from(second) << 64;
+    (both.to_le_bytes(), bytes)
 }

@@ -43,7 +43,7 @@ impl Block {
     }
 
     /// The value of the longest network here that holds `address`, or none.
-    #[inline]
+    #[inline(always)]
     pub fn find<A: Address>(&self, address: A) -> Value {
         let words = &*self.0;
         let (mut node, mut depth) = (0, SLOT_BITS);

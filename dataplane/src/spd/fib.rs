@@ -141,6 +141,28 @@ impl Fib {
         settle(top.short)
     }
 
+    /// The value of the longest network that holds `address`; none also where a longer one has nothing to say but a shorter
+    /// one of its level.
+    #[inline(always)]
+    pub fn longest<A: Address>(&self, address: A) -> Value {
+        let top = &self.tops[address.bits(0, TOP_BITS)];
+        let Some(page) = &top.page else {
+            return top.short;
+        };
+        let slot = &page.slots[address.bits(TOP_BITS, TOP_BITS)];
+        if let Some(block) = &slot.block {
+            let value = block.find(address);
+            if value != Value::NONE {
+                return value;
+            }
+        }
+        if slot.middle == Value::NONE {
+            top.short
+        } else {
+            slot.middle
+        }
+    }
+
     /// Whether it says nothing at all.
     #[cfg(test)]
     pub fn is_empty(&self) -> bool {

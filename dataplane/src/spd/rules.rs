@@ -1,7 +1,7 @@
 //! Selectors in the form in which packets are held against them: numbers of one family, ranges as first and width.
 
 use super::{Decision, fib::Address};
-use crate::wire::{Flow, FlowKey};
+use crate::wire::{Flow, KeyV4, KeyV6};
 use esplane_api::{SelectorPair, TrafficSelector};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -63,27 +63,29 @@ impl AnyEnds {
 
     /// Of a plain packet, which shows its ports.
     #[inline]
-    pub fn of_key(key: &FlowKey) -> Self {
-        let (protocol, ports) = (key.protocol(), key.ports());
-        let (source_port, destination_port) = (ports >> 16, ports & 0xffff);
-        if key.is_ipv4() {
-            let (source, destination) = key.v4();
-            Self::V4(Ends {
-                source,
-                destination,
-                protocol,
-                source_port,
-                destination_port,
-            })
-        } else {
-            let (source, destination) = key.v6();
-            Self::V6(Ends {
-                source,
-                destination,
-                protocol,
-                source_port,
-                destination_port,
-            })
+    pub fn of_v4(key: &KeyV4) -> Self {
+        Self::V4(Ends::shown(key.ends(), key.above()))
+    }
+
+    /// The same for IPv6.
+    #[inline]
+    pub fn of_v6(key: &KeyV6) -> Self {
+        Self::V6(Ends::shown(key.ends(), key.above()))
+    }
+}
+
+impl<A> Ends<A> {
+    #[inline]
+    fn shown(
+        (source, destination): (A, A),
+        (protocol, source_port, destination_port): (u8, u16, u16),
+    ) -> Self {
+        Self {
+            source,
+            destination,
+            protocol,
+            source_port: source_port.into(),
+            destination_port: destination_port.into(),
         }
     }
 }

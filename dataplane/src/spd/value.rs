@@ -51,6 +51,13 @@ impl Value {
         }
     }
 
+    /// The tunnel, if it is that and no more.
+    #[inline]
+    pub fn protects(self) -> Option<TunnelSlot> {
+        let plain = self.0 & (CHAIN | PROTECT) == PROTECT;
+        plain.then_some(TunnelSlot(self.0 & NUMBER_MASK))
+    }
+
     pub fn from_bits(bits: u32) -> Self {
         Self(bits)
     }

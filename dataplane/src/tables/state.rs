@@ -428,8 +428,9 @@ impl Defined {
             roaming: self.params.roaming,
             activity: self.activity.clone(),
             sender: active.map(|active| Sender {
+                header: OuterHeader::new(active.path, self.params.df, active.sa.id.spi),
                 sa: active.sa.clone(),
-                header: OuterHeader::new(active.path, self.params.df),
+                activity: self.activity.clone(),
             }),
         }
     }

@@ -24,6 +24,13 @@ pub fn finish(sum: u64) -> u16 {
     !((sum & 0xffff) + (sum >> 16)) as u16
 }
 
+/// The same for the sum of a header, which is far below 2^32.
+#[inline]
+pub fn finish_short(sum: u32) -> u16 {
+    let sum = (sum & 0xffff) + (sum >> 16);
+    !((sum & 0xffff) + (sum >> 16)) as u16
+}
+
 /// Checksum after one 16-bit word has changed (RFC 1624 §3, equation 3).
 pub fn update(checksum: u16, old: u16, new: u16) -> u16 {
     finish(u64::from(!checksum) + u64::from(!old) + u64::from(new))
