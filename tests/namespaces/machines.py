@@ -150,8 +150,12 @@ class Wiretap(threading.Thread):
 
     def run(self):
         while not self.stopping:
-            with contextlib.suppress(TimeoutError):
+            try:
                 self.frames.append(self.socket.recv(65535))
+            except TimeoutError:
+                continue
+            except OSError:  # the interface is gone
+                return
 
     def stop(self):
         self.stopping = True
@@ -288,13 +292,10 @@ class World:
         for machine in self.machines:
             ip("netns", "add", machine.namespace)
             self.stack.callback(ip, "netns", "del", machine.namespace)
-        berlin, oslo = self.machines
-        berlin.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", oslo.namespace)
+        self.connect()
+        berlin, _ = self.machines
         for machine in self.machines:
             machine.ip("link", "set", "lo", "up")
-            machine.ip("address", "add", f"{machine.v4}/24", "dev", "eth0")
-            machine.ip("address", "add", f"{machine.v6}/64", "dev", "eth0", "nodad")
-            machine.ip("link", "set", "eth0", "up")
             service = EchoService(machine)
             service.start()
             self.stack.callback(service.socket.close)
@@ -304,6 +305,15 @@ class World:
         self.tap = Wiretap(berlin)
         self.tap.start()
         self.stack.callback(self.tap.stop)
+
+    def connect(self):
+        """The cable between both machines."""
+        berlin, oslo = self.machines
+        berlin.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", oslo.namespace)
+        for machine in self.machines:
+            machine.ip("address", "add", f"{machine.v4}/24", "dev", "eth0")
+            machine.ip("address", "add", f"{machine.v6}/64", "dev", "eth0", "nodad")
+            machine.ip("link", "set", "eth0", "up")
 
     def host_behind(self, gateway):
         """A host in the gateway's private network, over the gateway's interface `lan`."""

@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from machines import eventually
+from machines import Wiretap, eventually
 
 STATIC = """\
 static_sas:
@@ -297,6 +297,40 @@ def nic_mode_as_a_service(world):
         assert "not permitted" not in daemon.log(), daemon.log()
 
 
+def nic_mode_while_the_interface_changes(world):
+    """Down and up, another MTU, another MAC address; at last it is deleted and made anew, and packets go by the kernel."""
+    world.configure()
+    a, b = world.daemons
+    with open(a.config_file, "a") as file:
+        file.write("outer: { xdp: { interface: eth0 } }\n")
+    world.start()
+    berlin, oslo = world.machines
+    eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
+    mac = "02:00:00:00:77:01"
+    oslo_mac = oslo.link("eth0").split("link/ether ")[1].split()[0]
+    for change in ("down", "up", "mtu 1400", "mtu 1500", f"address {mac}"):
+        berlin.ip("link", "set", "eth0", *change.split())
+        if change != "down":
+            for size in (24, 1000, 1300):
+                eventually(lambda size=size: berlin.echo(oslo.inner_v4, size), f"{size} bytes after `{change}`")
+    tap = Wiretap(oslo)
+    tap.start()
+
+    def senders():
+        tap.frames.clear()
+        assert all(berlin.echo(oslo.inner_v4) for _ in range(500))
+        return {frame[6:12].hex(":") for frame in tap.datagrams(4500)} - {oslo_mac}
+
+    eventually(lambda: senders() == {mac}, "all frames come from the new address, whoever sends them")
+    assert "xdp" in berlin.link("eth0")
+    berlin.ip("link", "delete", "eth0")
+    tap.stop()
+    eventually(lambda: "eth0 is gone" in a.log(), "which is said")
+    world.connect()
+    eventually(lambda: berlin.echo(oslo.inner_v4, 1000) and oslo.echo(berlin.inner_v4, 1000), "the same daemons carry on")
+    assert "xdp" not in berlin.link("eth0")
+
+
 def nic_mode_is_refused_clearly(world):
     world.configure()
     a, _ = world.daemons
@@ -569,6 +603,7 @@ STORIES = [
     nic_mode_over_ipv6,
     nic_mode_on_both_sides,
     nic_mode_as_a_service,
+    nic_mode_while_the_interface_changes,
     nic_mode_is_refused_clearly,
     static_sas_come_and_go_by_the_api,
     preshared_keys,

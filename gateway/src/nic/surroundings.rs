@@ -56,6 +56,8 @@ pub(super) struct Surroundings {
     ways: BTreeMap<IpAddr, Option<Way>>,
     /// Neighbours in use that the kernel has not heard from lately.
     stale: BTreeSet<IpAddr>,
+    /// Whether the interface has been deleted.
+    gone: bool,
 }
 
 impl Surroundings {
@@ -74,6 +76,7 @@ impl Surroundings {
             netlink,
             ways: BTreeMap::new(),
             stale: BTreeSet::new(),
+            gone: false,
         };
         Ok(tokio::spawn(task.run(changes, questions)).abort_handle())
     }
@@ -116,9 +119,7 @@ impl Surroundings {
 
     /// Everything anew.
     async fn look_around(&mut self) -> Result<(), NicError> {
-        if let Ok(link) = self.netlink.link_by_index(self.side.link).await {
-            self.side.mtu = link.mtu;
-        }
+        self.look_at_link().await?;
         let networks = match self.side.towards {
             Towards::Peers => self.own_addresses(u32::MAX).await?,
             Towards::Hosts { tunnels } => self.networks_into(tunnels).await?,
@@ -126,6 +127,33 @@ impl Surroundings {
         self.steering.set_networks(&networks)?;
         let known = std::mem::take(&mut self.ways).into_keys().collect();
         self.answer(known).await
+    }
+
+    /// Its MTU and MAC address may change, and the interface may go; what cannot be followed is said.
+    async fn look_at_link(&mut self) -> Result<(), NicError> {
+        let name = self.steering.interface();
+        match self.netlink.link_by_index(self.side.link).await {
+            Ok(link) => self.side.mtu = link.mtu,
+            Err(NetlinkError::Gone { .. }) if !self.gone => {
+                self.gone = true;
+                warn!(
+                    "{name} is gone; what comes and goes by one of this name later is the kernel's until the daemon is started again"
+                );
+            }
+            Err(NetlinkError::Gone { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Ok(Some(mac)) = self.netlink.mac_of(self.side.link).await
+            && mac != self.side.mac
+        {
+            self.side.mac = mac;
+            if self.side.towards != Towards::Peers {
+                warn!(
+                    "{name} has another MAC address: its frames go by the kernel, more slowly, until the daemon is started again"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Finds the way to new addresses, and publishes.
