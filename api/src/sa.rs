@@ -28,6 +28,9 @@ pub struct SaParams {
     pub lifetime: Lifetime,
     /// Where an outbound SA starts to count; what an inbound one takes begins at `first`.
     pub sequence: SequenceStart,
+    /// Outbound: the one worker that sends with it (a resource-specific SA, RFC 9611 §2). `None`: the fallback SA,
+    /// of all workers that have none of their own.
+    pub worker: Option<u16>,
 }
 
 impl SaParams {

@@ -1,7 +1,7 @@
 //! What the engine is told: about this node, and about each peer. All of it is checked as a whole
 //! before any of it counts.
 
-use crate::{PresharedKey, PublicKey, StaticSecretKey};
+use crate::{PresharedKey, PublicKey, StaticSecretKey, wire::MOST_SAS};
 use esplane_api::{AeadSuite, DfPolicy, Esn, SelectorPair, Spi, TunnelId, WindowSize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -73,6 +73,9 @@ pub struct PeerConfig {
     pub esn: Esn,
     /// Our replay window.
     pub window: WindowSize,
+    /// SAs each way, one for each worker that sends (RFC 9611): so many may the peer send with, and so many of the peer's
+    /// do we use. 1 to 16; need not be the same on both ends.
+    pub parallel_sas: u8,
     /// The Don't Fragment bit of outer IPv4 headers.
     pub df: DfPolicy,
     /// The post-quantum half of the handshake; must be the same on both ends.
@@ -102,6 +105,7 @@ impl PeerConfig {
             suites: AeadSuite::ALL.to_vec(),
             esn: Esn::On,
             window: WindowSize::DEFAULT,
+            parallel_sas: 1,
             df: DfPolicy::default(),
             kem: KemPolicy::default(),
             initiate: Initiate::default(),
@@ -249,6 +253,17 @@ pub enum ConfigError {
         /// As given.
         endpoint: SocketAddr,
     },
+    /// None, or more than a handshake can make.
+    #[error(
+        "peer `{peer}`: {got} parallel SAs; use 1 to {}, no more than this node has workers",
+        MOST_SAS
+    )]
+    ParallelSas {
+        /// Whose.
+        peer: String,
+        /// As given.
+        got: u8,
+    },
     /// A limit of zero or one that is over at once.
     #[error("peer `{peer}`: {setting} is {got}; use at least {least}")]
     TooSmall {
@@ -364,6 +379,12 @@ impl PeerConfig {
             return Err(ConfigError::Endpoint {
                 peer: self.name.clone(),
                 endpoint,
+            });
+        }
+        if !(1..=MOST_SAS).contains(&usize::from(self.parallel_sas)) {
+            return Err(ConfigError::ParallelSas {
+                peer: self.name.clone(),
+                got: self.parallel_sas,
             });
         }
         for (setting, got, least) in [

@@ -1,7 +1,9 @@
 //! What all peers of an engine share.
 
 use crate::{
-    NodeConfig, Notice, NoticeEvent, Output, PeerLabel, PublicKey, random::Random, wire::MARKER,
+    NodeConfig, Notice, NoticeEvent, Output, PeerLabel, PublicKey,
+    random::Random,
+    wire::{MARKER, Spis},
 };
 use esplane_api::{Direction, DropCounters, DropReason, SaCommand, Spi, TunnelId};
 use std::{
@@ -85,7 +87,7 @@ impl Context {
 
     /// An inbound SPI that nobody has (RFC 4303 §2.1: the receiver chooses), until it is given back
     /// or its SA removed.
-    pub(crate) fn allocate_spi(&mut self) -> Spi {
+    fn allocate_spi(&mut self) -> Spi {
         loop {
             if let Ok(spi) = Spi::new(self.random.number())
                 && !self.reserved.contains(&spi)
@@ -96,8 +98,18 @@ impl Context {
         }
     }
 
-    pub(crate) fn release_spi(&mut self, spi: Spi) {
-        self.spis.remove(&spi);
+    /// So many of them.
+    pub(crate) fn allocate_spis(&mut self, count: u8) -> Spis {
+        Spis {
+            first: self.allocate_spi(),
+            more: (1..count).map(|_| self.allocate_spi()).collect(),
+        }
+    }
+
+    pub(crate) fn release_spis(&mut self, spis: impl IntoIterator<Item = Spi>) {
+        for spi in spis {
+            self.spis.remove(&spi);
+        }
     }
 
     /// Our name for a handshake, until it is given back.

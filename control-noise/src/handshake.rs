@@ -14,10 +14,10 @@ use crate::{
     kem::{self, KemKey, KemSecret},
     keys::KEY_BYTES,
     random::Random,
-    wire::{self, Answer, HEADER_BYTES, LONGEST, Offer, PayloadError, Timestamp},
+    wire::{self, Answer, HEADER_BYTES, LONGEST, Offer, PayloadError, Spis, Timestamp},
 };
 use blake2::Blake2s256;
-use esplane_api::{AeadSuite, Esn, KeyMaterial, Spi};
+use esplane_api::{AeadSuite, Esn, KeyMaterial};
 use hkdf::SimpleHkdf;
 use snow::{
     Builder, HandshakeState,
@@ -61,7 +61,7 @@ pub(crate) struct Waiting {
 /// What the initiator offers, besides the KEM key that [`Waiting::start`] makes.
 pub(crate) struct Terms<'a> {
     pub timestamp: Timestamp,
-    pub spi: Spi,
+    pub spis: &'a Spis,
     pub suites: &'a [AeadSuite],
     pub esn: Esn,
     pub window_packets: u32,
@@ -81,7 +81,7 @@ impl Waiting {
         let (kem, kem_key) = KemKey::generate(terms.kem, random);
         let offer = Offer {
             timestamp: terms.timestamp,
-            spi: terms.spi,
+            spis: terms.spis.clone(),
             suites: terms.suites.to_vec(),
             esn: terms.esn,
             window_packets: Some(terms.window_packets),
@@ -176,14 +176,14 @@ impl Opened {
         random: &mut Random,
         psk: Option<&PresharedKey>,
         offer: &Offer,
-        spi: Spi,
+        spis: &Spis,
         suite: AeadSuite,
         window_packets: u32,
     ) -> Result<(Vec<u8>, Session), HandshakeError> {
         let (kem_ciphertext, secret) =
             kem::encapsulate(offer.kem, &offer.kem_key, random).ok_or(HandshakeError::Malformed)?;
         let answer = Answer::Accepted {
-            spi,
+            spis: spis.clone(),
             suite,
             window_packets: Some(window_packets),
             kem_ciphertext,
@@ -222,10 +222,10 @@ pub(crate) struct Session {
     kem: KemPolicy,
 }
 
-/// Both keys of one negotiation, named by which way they carry.
+/// All keys of one negotiation, named by which way they carry, in the order of the receiver's SPIs.
 pub(crate) struct EspKeys {
-    pub to_responder: KeyMaterial,
-    pub to_initiator: KeyMaterial,
+    pub to_responder: Vec<KeyMaterial>,
+    pub to_initiator: Vec<KeyMaterial>,
 }
 
 impl Session {
@@ -250,13 +250,14 @@ impl Session {
     }
 
     /// HKDF-BLAKE2s (RFC 5869) with a label for each direction; both SPIs, the suite, the sequence
-    /// numbers' width and the KEM are in `info`, so keys for other terms are other keys.
+    /// numbers' width and the KEM are in `info`, so keys for other terms are other keys. Of further SAs the key has
+    /// their own SPI in it, too.
     pub(crate) fn esp_keys(
         &self,
         suite: AeadSuite,
         esn: Esn,
-        initiator_spi: Spi,
-        responder_spi: Spi,
+        initiator: &Spis,
+        responder: &Spis,
     ) -> Result<EspKeys, HandshakeError> {
         let hkdf = SimpleHkdf::<Blake2s256>::new(Some(&self.transcript), &self.secrets);
         let terms = [
@@ -264,20 +265,25 @@ impl Session {
             wire::esn_number(esn),
             wire::kem_number(self.kem),
         ];
-        let key = |label: &[u8]| {
+        let ends = [initiator.first, responder.first].map(|spi| spi.get().to_be_bytes());
+        let key = |label: &[u8], own: &[u8]| {
             let mut bytes = Zeroizing::new([0; 36]);
             let bytes = &mut bytes[..suite.keying_material_bytes()];
-            let (initiator_spi, responder_spi) = (
-                initiator_spi.get().to_be_bytes(),
-                responder_spi.get().to_be_bytes(),
-            );
-            hkdf.expand_multi_info(&[label, &terms, &initiator_spi, &responder_spi], bytes)
+            hkdf.expand_multi_info(&[label, &terms, &ends[0], &ends[1], own], bytes)
                 .map_err(|_| HandshakeError::Malformed)?; // cannot happen: 36 bytes are far below HKDF's limit
             KeyMaterial::new(suite, bytes).map_err(|_| HandshakeError::Malformed)
         };
+        let keys = |label: &[u8], receiver: &Spis| {
+            let more = receiver
+                .more
+                .iter()
+                .map(|spi| key(label, &spi.get().to_be_bytes()));
+            std::iter::once(key(label, &[])).chain(more).collect()
+        };
+        let to_responder: Result<_, HandshakeError> = keys(LABEL_TO_RESPONDER, responder);
         Ok(EspKeys {
-            to_responder: key(LABEL_TO_RESPONDER)?,
-            to_initiator: key(LABEL_TO_INITIATOR)?,
+            to_responder: to_responder?,
+            to_initiator: keys(LABEL_TO_INITIATOR, initiator)?,
         })
     }
 }
@@ -355,13 +361,18 @@ impl From<PayloadError> for HandshakeError {
 mod tests {
     use super::*;
     use crate::wire::Message;
+    use esplane_api::Spi;
 
     fn keys() -> [StaticSecretKey; 2] {
         [1, 2].map(|number| StaticSecretKey::generate([number; 32]))
     }
 
-    fn spi(number: u32) -> Spi {
-        Spi::new(number).unwrap()
+    /// Of two SAs.
+    fn spis(number: u32) -> Spis {
+        Spis {
+            first: Spi::new(number).unwrap(),
+            more: vec![Spi::new(number + 1).unwrap()],
+        }
     }
 
     /// Both sessions of one handshake whose KEM is `kem`.
@@ -370,7 +381,7 @@ mod tests {
         let random = &mut Random::from_seed([7; 32]);
         let terms = Terms {
             timestamp: Timestamp::default(),
-            spi: spi(1000),
+            spis: &spis(1000),
             suites: &AeadSuite::ALL,
             esn: Esn::On,
             window_packets: 64,
@@ -385,10 +396,10 @@ mod tests {
         let opened = Opened::open(random, &responder, &message).unwrap();
         assert_eq!(opened.peer(), initiator.public_key());
         let offer = opened.offer().unwrap();
-        assert_eq!((offer.spi, offer.kem), (spi(1000), kem));
+        assert_eq!((&offer.spis, offer.kem), (&spis(1000), kem));
         let suite = AeadSuite::Aes256Gcm16;
         let (mut two, theirs) = opened
-            .accept(random, psk, &offer, spi(2000), suite, 64)
+            .accept(random, psk, &offer, &spis(2000), suite, 64)
             .unwrap();
         two.extend_from_slice(&[0; 16]);
         let Ok(Message::Response(message)) = Message::parse(&two) else {
@@ -400,7 +411,7 @@ mod tests {
 
     fn esp(session: &Session) -> EspKeys {
         session
-            .esp_keys(AeadSuite::Aes256Gcm16, Esn::On, spi(1000), spi(2000))
+            .esp_keys(AeadSuite::Aes256Gcm16, Esn::On, &spis(1000), &spis(2000))
             .unwrap()
     }
 
@@ -409,16 +420,21 @@ mod tests {
         for kem in [KemPolicy::MlKem768, KemPolicy::MlKem512, KemPolicy::Off] {
             let [ours, theirs] = shake(kem, None);
             let (ours, theirs) = (esp(&ours), esp(&theirs));
-            assert!(ours.to_responder.same_secret(&theirs.to_responder));
-            assert!(ours.to_initiator.same_secret(&theirs.to_initiator));
-            assert!(!ours.to_initiator.same_secret(&ours.to_responder));
+            let all = |keys: EspKeys| [keys.to_responder, keys.to_initiator].concat();
+            let (ours, theirs) = (all(ours), all(theirs));
+            assert_eq!((ours.len(), theirs.len()), (4, 4));
+            for (place, key) in ours.iter().enumerate() {
+                let same = theirs.iter().map(|other| other.same_secret(key));
+                let only_there = (0..4).map(|other| other == place);
+                assert!(same.eq(only_there), "the same key, and no other");
+            }
         }
     }
 
     #[test]
     fn whoever_breaks_only_x25519_or_only_the_kem_does_not_get_the_keys() {
         let [mut session, _] = shake(KemPolicy::MlKem768, None);
-        let real = esp(&session).to_responder;
+        let real = esp(&session).to_responder.remove(0);
         assert_eq!(
             session.secrets.len(),
             96,
@@ -428,12 +444,15 @@ mod tests {
         for half in [64..96, 0..32, 32..64] {
             let secrets = session.secrets.clone();
             session.secrets[half.start] ^= 1;
-            assert!(!esp(&session).to_responder.same_secret(&real), "{half:?}");
+            assert!(
+                !esp(&session).to_responder[0].same_secret(&real),
+                "{half:?}"
+            );
             session.secrets = secrets;
         }
         session.transcript[0] ^= 1;
         assert!(
-            !esp(&session).to_responder.same_secret(&real),
+            !esp(&session).to_responder[0].same_secret(&real),
             "another transcript"
         );
     }
@@ -442,26 +461,27 @@ mod tests {
     fn keys_for_other_terms_are_other_keys() {
         let [session, _] = shake(KemPolicy::Off, None);
         let suite = AeadSuite::Aes256Gcm16;
-        let mut keys = vec![
+        let keys = [
             esp(&session).to_responder,
             esp(&session).to_initiator,
             session
-                .esp_keys(suite, Esn::Off, spi(1000), spi(2000))
+                .esp_keys(suite, Esn::Off, &spis(1000), &spis(2000))
                 .unwrap()
                 .to_responder,
             session
-                .esp_keys(suite, Esn::On, spi(1001), spi(2000))
+                .esp_keys(suite, Esn::On, &spis(1001), &spis(2000))
                 .unwrap()
                 .to_responder,
             session
-                .esp_keys(suite, Esn::On, spi(1000), spi(2001))
+                .esp_keys(suite, Esn::On, &spis(1000), &spis(2001))
                 .unwrap()
                 .to_responder,
             session
-                .esp_keys(suite, Esn::On, spi(2000), spi(1000))
+                .esp_keys(suite, Esn::On, &spis(2000), &spis(1000))
                 .unwrap()
                 .to_responder,
         ];
+        let mut keys = keys.concat();
         while let Some(key) = keys.pop() {
             assert!(
                 keys.iter()
@@ -478,14 +498,17 @@ mod tests {
             secrets: Zeroizing::new([[0x22; 32], [0x33; 32], [0x44; 32]].concat()),
             kem: KemPolicy::MlKem768,
         };
-        let key = esp(&session).to_responder;
-        let mut info = LABEL_TO_RESPONDER.to_vec();
-        info.extend_from_slice(&[2, 1, 2, 0, 0, 0x03, 0xe8, 0, 0, 0x07, 0xd0]);
-        let prk = hmac(&[0x11; 32], &[&session.secrets]);
-        let first = hmac(&prk, &[&info, &[1]]);
-        let second = hmac(&prk, &[&first, &info, &[2]]);
-        assert_eq!(key.dangerous_key(), first);
-        assert_eq!(key.dangerous_salt(), second[..4]);
+        let own_spis: [&[u8]; 2] = [&[], &[0, 0, 0x07, 0xd1]];
+        for (key, own) in esp(&session).to_responder.iter().zip(own_spis) {
+            let mut info = LABEL_TO_RESPONDER.to_vec();
+            info.extend_from_slice(&[2, 1, 2, 0, 0, 0x03, 0xe8, 0, 0, 0x07, 0xd0]);
+            info.extend_from_slice(own);
+            let prk = hmac(&[0x11; 32], &[&session.secrets]);
+            let first = hmac(&prk, &[&info, &[1]]);
+            let second = hmac(&prk, &[&first, &info, &[2]]);
+            assert_eq!(key.dangerous_key(), first);
+            assert_eq!(key.dangerous_salt(), second[..4]);
+        }
     }
 
     /// HMAC-BLAKE2s by its definition (RFC 2104), not by the crate that is under test.
@@ -508,7 +531,7 @@ mod tests {
         let random = &mut Random::from_seed([8; 32]);
         let terms = Terms {
             timestamp: Timestamp::default(),
-            spi: spi(1000),
+            spis: &spis(1000),
             suites: &AeadSuite::ALL,
             esn: Esn::On,
             window_packets: 64,
@@ -533,7 +556,7 @@ mod tests {
                 random,
                 Some(&psk),
                 &offer,
-                spi(2000),
+                &spis(2000),
                 AeadSuite::Aes128Gcm16,
                 64,
             )

@@ -124,8 +124,10 @@ impl Peer {
         if !same_packets {
             commands.push(self.definition());
         }
-        if (&before.selectors, before.window) != (&self.config.selectors, self.config.window) {
-            // Installed SAs keep the selectors and the window that they were made with.
+        let made_with =
+            |config: &PeerConfig| (config.selectors.clone(), config.window, config.parallel_sas);
+        if made_with(&before) != made_with(&self.config) {
+            // Installed SAs stay as they were made.
             self.sas.hasten_rekey(now.monotonic);
         }
     }
@@ -133,9 +135,7 @@ impl Peer {
     /// The peer is not configured any more, or entirely otherwise: gives back what it held.
     pub(crate) fn forget_sas(&mut self, ctx: &mut Context) {
         self.end_attempt(ctx);
-        for spi in self.sas.inbound_spis() {
-            ctx.release_spi(spi);
-        }
+        ctx.release_spis(self.sas.inbound_spis());
         self.sas = Turnover::new(self.config.id);
         (self.confirm, self.cookie, self.unreachable) = (None, None, false);
         self.echoes.clear();
@@ -166,7 +166,7 @@ impl Peer {
             SaEvent::SoftExpired { sa, .. } | SaEvent::SequenceLow { sa, .. }
                 if self.is_current(sa) =>
             {
-                let patience = match self.sas.current().map(|pair| pair.role) {
+                let patience = match self.sas.current().map(|generation| generation.role) {
                     Some(Role::Responder) => {
                         PENDING_YOUNG / 2 + ctx.random.up_to(PENDING_YOUNG / 2)
                     }
@@ -220,7 +220,7 @@ impl Peer {
         if self
             .sas
             .current()
-            .is_some_and(|pair| now.monotonic >= pair.ends_at)
+            .is_some_and(|generation| now.monotonic >= generation.ends_at)
         {
             self.end_current(ctx, now);
         }
@@ -247,7 +247,7 @@ impl Peer {
             attempt,
             rekey,
             liveness,
-            current.map(|pair| pair.ends_at),
+            current.map(|generation| generation.ends_at),
             self.sas.expires_at(),
             self.wanted_at,
             self.confirm.as_ref().map(|confirm| confirm.next_at),
@@ -269,7 +269,7 @@ impl Peer {
             handshakes: self.handshakes,
             rekeys: self.rekeys,
             failures: self.failures,
-            suite: self.sas.current().map(|pair| pair.suite),
+            suite: self.sas.current().map(|generation| generation.suite),
             kem: self.config.kem,
             has_psk: self.config.psk.is_some(),
             peer_window_packets: self.peer_window_packets,
@@ -425,10 +425,12 @@ impl Peer {
     }
 
     fn is_current(&self, sa: SaId) -> bool {
-        self.sas.current().is_some_and(|pair| match sa.direction {
-            Direction::Inbound => pair.inbound == sa.spi,
-            Direction::Outbound => pair.outbound == sa.spi,
-        })
+        self.sas
+            .current()
+            .is_some_and(|generation| match sa.direction {
+                Direction::Inbound => generation.inbound.contains(&sa.spi),
+                Direction::Outbound => generation.outbound.contains(&sa.spi),
+            })
     }
 
     fn liveness_policy(&self) -> LivenessPolicy {

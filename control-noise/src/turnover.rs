@@ -8,13 +8,12 @@
 //!   ─────────────────────────────────────────────▶
 //!              got the answer (initiator)
 //! ```
-//! At any time there is at most one outbound SA, and inbound ones for every key that the peer may
-//! still or already be sending with: at most [`MOST_PENDING`] + 1 + [`MOST_OLD`].
+//! A generation is the SAs of one handshake: one each way, or several, one for each worker (RFC 9611). At any time there are
+//! outbound SAs of at most one generation, and inbound ones of every generation that the peer may still or already be sending
+//! with: at most [`MOST_PENDING`] + 1 + [`MOST_OLD`].
 
 use crate::timers::{CONFIRM_MOST, GRACE, PENDING_MOST, PENDING_YOUNG};
-use esplane_api::{
-    AeadSuite, Direction, OuterPath, SaCommand, SaId, SaPair, SaParams, Spi, TunnelId,
-};
+use esplane_api::{AeadSuite, Direction, OuterPath, SaCommand, SaId, SaParams, Spi, TunnelId};
 use std::{collections::VecDeque, time::Duration};
 
 /// Answers that wait for their confirmation at once; more than one only while answers get lost.
@@ -29,11 +28,18 @@ pub(crate) enum Role {
     Responder,
 }
 
-/// What is remembered of a pair once its parameters are with the dataplane.
+/// The SAs of one handshake, each way at least one; the fallback SA is the first.
+pub(crate) struct Sas {
+    pub inbound: Vec<SaParams>,
+    pub outbound: Vec<SaParams>,
+    pub suite: AeadSuite,
+}
+
+/// What is remembered of them once their parameters are with the dataplane.
 #[derive(Clone, Debug)]
-pub(crate) struct Pair {
-    pub inbound: Spi,
-    pub outbound: Spi,
+pub(crate) struct Generation {
+    pub inbound: Vec<Spi>,
+    pub outbound: Vec<Spi>,
     pub suite: AeadSuite,
     pub role: Role,
     /// Whether something has come in on it, so that the peer has the keys too.
@@ -45,11 +51,11 @@ pub(crate) struct Pair {
     pub ends_at: Duration,
     /// The peer did not answer or refused: no successor before this.
     not_before: Duration,
-    /// Grows with every pair of this tunnel.
+    /// Grows with every generation of this tunnel.
     serial: u64,
 }
 
-/// When a new pair is to be replaced, and when it ends at the latest.
+/// When a new generation is to be replaced, and when it ends at the latest.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
     pub rekey_at: Duration,
@@ -57,19 +63,19 @@ pub(crate) struct Schedule {
 }
 
 struct Pending {
-    pair: Pair,
-    outbound: SaParams,
+    generation: Generation,
+    outbound: Vec<SaParams>,
 }
 
 struct Old {
-    inbound: Spi,
+    inbound: Vec<Spi>,
     remove_at: Duration,
 }
 
 /// All SAs of one tunnel.
 pub(crate) struct Turnover {
     tunnel: TunnelId,
-    current: Option<Pair>,
+    current: Option<Generation>,
     /// Oldest first.
     pending: VecDeque<Pending>,
     /// Oldest first.
@@ -79,15 +85,15 @@ pub(crate) struct Turnover {
 
 /// What the first packet on an inbound SA meant.
 pub(crate) enum FirstPacket {
-    /// The peer has taken our answer: carry these out, the new pair is current.
+    /// The peer has taken our answer: carry these out, the new generation is current.
     Switched {
         commands: Vec<SaCommand>,
         replaces: bool,
     },
     /// The peer has taken an answer of ours, and a later handshake of our own has overtaken it: what
-    /// it sends with that is welcome, but we stay with the current pair.
+    /// it sends with that is welcome, but we stay with the current generation.
     Overtaken(Vec<SaCommand>),
-    /// The peer sends with the current pair too.
+    /// The peer sends with the current generation too.
     Confirmed,
     /// Nothing new.
     Nothing,
@@ -104,7 +110,7 @@ impl Turnover {
         }
     }
 
-    pub(crate) fn current(&self) -> Option<&Pair> {
+    pub(crate) fn current(&self) -> Option<&Generation> {
         self.current.as_ref()
     }
 
@@ -114,39 +120,32 @@ impl Turnover {
 
     /// Every inbound SPI that is installed.
     pub(crate) fn inbound_spis(&self) -> impl Iterator<Item = Spi> + '_ {
-        let pending = self.pending.iter().map(|pending| pending.pair.inbound);
-        let old = self.old.iter().map(|old| old.inbound);
-        self.current
-            .iter()
-            .map(|pair| pair.inbound)
-            .chain(pending)
-            .chain(old)
+        let pending = self.pending.iter().map(|pending| &pending.generation);
+        let live = self.current.iter().chain(pending);
+        let live = live.flat_map(|generation| &generation.inbound);
+        live.chain(self.old.iter().flat_map(|old| &old.inbound))
+            .copied()
     }
 
     /// Whether an answer of ours went out a moment ago.
     pub(crate) fn has_young_pending(&self, now: Duration) -> bool {
         self.pending
             .back()
-            .is_some_and(|pending| now.saturating_sub(pending.pair.since) < PENDING_YOUNG)
+            .is_some_and(|pending| now.saturating_sub(pending.generation.since) < PENDING_YOUNG)
     }
 
     /// The responder, before it answers: receive from now on, send only when the initiator does.
-    pub(crate) fn stage(
-        &mut self,
-        now: Duration,
-        sas: SaPair,
-        schedule: Schedule,
-    ) -> Vec<SaCommand> {
-        let pair = self.pair(now, &sas, Role::Responder, schedule);
-        let mut commands = vec![SaCommand::Install(sas.inbound)];
+    pub(crate) fn stage(&mut self, now: Duration, sas: Sas, schedule: Schedule) -> Vec<SaCommand> {
+        let generation = self.generation(now, &sas, Role::Responder, schedule);
+        let mut commands = install(sas.inbound);
         self.pending.push_back(Pending {
-            pair,
+            generation,
             outbound: sas.outbound,
         });
         if self.pending.len() > MOST_PENDING
             && let Some(oldest) = self.pending.pop_front()
         {
-            self.keep_for_stragglers(oldest.pair.inbound, now + GRACE, &mut commands);
+            self.keep_for_stragglers(oldest.generation.inbound, now + GRACE, &mut commands);
         }
         commands
     }
@@ -155,12 +154,12 @@ impl Turnover {
     pub(crate) fn activate(
         &mut self,
         now: Duration,
-        sas: SaPair,
+        sas: Sas,
         schedule: Schedule,
     ) -> Vec<SaCommand> {
-        let pair = self.pair(now, &sas, Role::Initiator, schedule);
-        let mut commands = vec![SaCommand::Install(sas.inbound)];
-        self.switch(now, pair, sas.outbound, &mut commands);
+        let generation = self.generation(now, &sas, Role::Initiator, schedule);
+        let mut commands = install(sas.inbound);
+        self.switch(now, generation, sas.outbound, &mut commands);
         commands
     }
 
@@ -172,7 +171,7 @@ impl Turnover {
         path: Option<OuterPath>,
     ) -> FirstPacket {
         if let Some(current) = &mut self.current
-            && current.inbound == inbound
+            && current.inbound.contains(&inbound)
         {
             if current.confirmed {
                 return FirstPacket::Nothing;
@@ -184,12 +183,12 @@ impl Turnover {
         let Some(index) = self
             .pending
             .iter()
-            .position(|pending| pending.pair.inbound == inbound)
+            .position(|pending| pending.generation.inbound.contains(&inbound))
         else {
             return FirstPacket::Nothing;
         };
         let Some(Pending {
-            mut pair,
+            mut generation,
             mut outbound,
         }) = self.pending.remove(index)
         else {
@@ -200,67 +199,67 @@ impl Turnover {
         if self
             .current
             .as_ref()
-            .is_some_and(|current| current.serial > pair.serial)
+            .is_some_and(|current| current.serial > generation.serial)
         {
-            self.keep_for_stragglers(inbound, now + GRACE, &mut commands);
+            self.keep_for_stragglers(generation.inbound, now + GRACE, &mut commands);
             return FirstPacket::Overtaken(commands);
         }
-        pair.confirmed = true;
-        outbound.path = path.unwrap_or(outbound.path); // the peer may have moved meanwhile
-        self.switch(now, pair, outbound, &mut commands);
+        generation.confirmed = true;
+        for sa in &mut outbound {
+            sa.path = path.unwrap_or(sa.path); // the peer may have moved meanwhile
+        }
+        self.switch(now, generation, outbound, &mut commands);
         self.start_grace(now);
         FirstPacket::Switched { commands, replaces }
     }
 
-    /// The current pair carries nothing any more; what is left of it goes.
+    /// The current generation carries nothing any more; what is left of it goes.
     pub(crate) fn remove_current(&mut self) -> Vec<SaCommand> {
         let Some(current) = self.current.take() else {
             return Vec::new();
         };
-        vec![
-            self.remove(Direction::Outbound, current.outbound),
-            self.remove(Direction::Inbound, current.inbound),
-        ]
+        let mut commands = self.remove(Direction::Outbound, &current.outbound);
+        commands.extend(self.remove(Direction::Inbound, &current.inbound));
+        commands
     }
 
-    /// An inbound SA that is not current has ended.
+    /// An inbound SA of a generation that is not current has ended; the others of it end with it.
     pub(crate) fn remove_inbound(&mut self, inbound: Spi) -> Vec<SaCommand> {
-        let before = self.pending.len() + self.old.len();
-        self.pending
-            .retain(|pending| pending.pair.inbound != inbound);
-        self.old.retain(|old| old.inbound != inbound);
-        match self.pending.len() + self.old.len() < before {
-            true => vec![self.remove(Direction::Inbound, inbound)],
-            false => Vec::new(),
-        }
+        let mut gone = Vec::new();
+        self.pending.retain(|pending| {
+            let ends = pending.generation.inbound.contains(&inbound);
+            gone.extend(ends.then(|| pending.generation.inbound.clone()));
+            !ends
+        });
+        self.old.retain(|old| {
+            let ends = old.inbound.contains(&inbound);
+            gone.extend(ends.then(|| old.inbound.clone()));
+            !ends
+        });
+        self.remove(Direction::Inbound, &gone.concat())
     }
 
     /// Removes what nobody waits for any more. Also says whether an answer was never confirmed.
     pub(crate) fn expire(&mut self, now: Duration) -> (Vec<SaCommand>, bool) {
-        let mut commands = Vec::new();
+        let mut gone = Vec::new();
         let mut unconfirmed = false;
-        while let Some(pending) = self
+        while let Some(Pending { generation, .. }) = self
             .pending
-            .pop_front_if(|pending| now >= pending.pair.since + PENDING_MOST)
+            .pop_front_if(|pending| now >= pending.generation.since + PENDING_MOST)
         {
-            commands.push(self.remove(Direction::Inbound, pending.pair.inbound));
             unconfirmed = self
                 .current
                 .as_ref()
-                .is_none_or(|current| current.serial < pending.pair.serial);
+                .is_none_or(|current| current.serial < generation.serial);
+            gone.extend(generation.inbound);
         }
-        let tunnel = self.tunnel;
         self.old.retain(|old| {
             if now >= old.remove_at {
-                commands.push(SaCommand::Remove(SaId {
-                    tunnel,
-                    direction: Direction::Inbound,
-                    spi: old.inbound,
-                }));
+                gone.extend(&old.inbound);
             }
             now < old.remove_at
         });
-        (commands, unconfirmed)
+        (self.remove(Direction::Inbound, &gone), unconfirmed)
     }
 
     /// When [`Self::expire`] has something to do.
@@ -268,14 +267,14 @@ impl Turnover {
         let pending = self
             .pending
             .front()
-            .map(|pending| pending.pair.since + PENDING_MOST);
+            .map(|pending| pending.generation.since + PENDING_MOST);
         pending
             .into_iter()
             .chain(self.old.iter().map(|old| old.remove_at))
             .min()
     }
 
-    /// When to negotiate a successor; not before the current pair is known to work.
+    /// When to negotiate a successor; not before the current generation is known to work.
     pub(crate) fn rekey_at(&self) -> Option<Duration> {
         let current = self.current.as_ref()?;
         let wanted = if current.confirmed {
@@ -300,47 +299,41 @@ impl Turnover {
         }
     }
 
-    /// Makes a pair current and its outbound SA the only one.
+    /// Makes a generation current and its outbound SAs the only ones.
     fn switch(
         &mut self,
         now: Duration,
-        pair: Pair,
-        outbound: SaParams,
+        generation: Generation,
+        outbound: Vec<SaParams>,
         commands: &mut Vec<SaCommand>,
     ) {
-        let (tunnel, spi, serial) = (self.tunnel, pair.outbound, pair.serial);
-        let before = self.current.replace(pair);
-        let before_outbound = before
-            .as_ref()
-            .map(|before| self.remove(Direction::Outbound, before.outbound));
+        let (tunnel, serial) = (self.tunnel, generation.serial);
+        let new = generation.outbound.clone();
+        let before = self.current.replace(generation);
+        let outbound_before = before.as_ref().map_or(&[][..], |before| &before.outbound);
         // A peer that gives a new SA its old one's SPI can have only one of them; it has chosen.
-        let same_spi = before.as_ref().is_some_and(|before| before.outbound == spi);
-        let (first, last) = if same_spi {
-            (before_outbound, None)
-        } else {
-            (None, before_outbound)
-        };
-        commands.extend(first);
-        commands.extend([
-            SaCommand::Install(outbound),
-            SaCommand::Activate { tunnel, spi },
-        ]);
-        commands.extend(last);
+        let (first, last): (Vec<Spi>, Vec<Spi>) =
+            outbound_before.iter().partition(|spi| new.contains(spi));
+        commands.extend(self.remove(Direction::Outbound, &first));
+        commands.extend(install(outbound));
+        let activate = |spi| SaCommand::Activate { tunnel, spi };
+        commands.extend(new.into_iter().map(activate));
+        commands.extend(self.remove(Direction::Outbound, &last));
         if let Some(before) = before {
-            // Until the peer is known to send with the new pair, it may send with this one.
+            // Until the peer is known to send with the new ones, it may send with these.
             self.keep_for_stragglers(before.inbound, before.ends_at, commands);
         }
         while let Some(earlier) = self
             .pending
-            .pop_front_if(|pending| pending.pair.serial < serial)
+            .pop_front_if(|pending| pending.generation.serial < serial)
         {
-            self.keep_for_stragglers(earlier.pair.inbound, now + GRACE, commands);
+            self.keep_for_stragglers(earlier.generation.inbound, now + GRACE, commands);
         }
     }
 
     fn keep_for_stragglers(
         &mut self,
-        inbound: Spi,
+        inbound: Vec<Spi>,
         remove_at: Duration,
         commands: &mut Vec<SaCommand>,
     ) {
@@ -348,23 +341,30 @@ impl Turnover {
         if self.old.len() > MOST_OLD
             && let Some(oldest) = self.old.pop_front()
         {
-            commands.push(self.remove(Direction::Inbound, oldest.inbound));
+            commands.extend(self.remove(Direction::Inbound, &oldest.inbound));
         }
     }
 
-    /// The peer sends with the current pair: what is older can only be on its way.
+    /// The peer sends with the current generation: what is older can only be on its way.
     fn start_grace(&mut self, now: Duration) {
         for old in &mut self.old {
             old.remove_at = old.remove_at.min(now + GRACE);
         }
     }
 
-    fn pair(&mut self, now: Duration, sas: &SaPair, role: Role, schedule: Schedule) -> Pair {
+    fn generation(
+        &mut self,
+        now: Duration,
+        sas: &Sas,
+        role: Role,
+        schedule: Schedule,
+    ) -> Generation {
         self.serial += 1;
-        Pair {
-            inbound: sas.inbound.spi,
-            outbound: sas.outbound.spi,
-            suite: sas.outbound.key.suite(),
+        let spis = |sas: &[SaParams]| sas.iter().map(|sa| sa.spi).collect();
+        Generation {
+            inbound: spis(&sas.inbound),
+            outbound: spis(&sas.outbound),
+            suite: sas.suite,
             role,
             confirmed: false,
             since: now,
@@ -375,13 +375,19 @@ impl Turnover {
         }
     }
 
-    fn remove(&self, direction: Direction, spi: Spi) -> SaCommand {
-        SaCommand::Remove(SaId {
-            tunnel: self.tunnel,
+    fn remove(&self, direction: Direction, spis: &[Spi]) -> Vec<SaCommand> {
+        let tunnel = self.tunnel;
+        let id = |spi: &Spi| SaId {
+            tunnel,
             direction,
-            spi,
-        })
+            spi: *spi,
+        };
+        spis.iter().map(id).map(SaCommand::Remove).collect()
     }
+}
+
+fn install(sas: Vec<SaParams>) -> Vec<SaCommand> {
+    sas.into_iter().map(SaCommand::Install).collect()
 }
 
 #[cfg(test)]
@@ -395,26 +401,31 @@ mod tests {
         ends_at: Duration::from_secs(780),
     };
 
-    fn sas(number: u32) -> SaPair {
+    /// One to three each way.
+    fn sas(number: u32) -> Sas {
         let encap = Some(UdpEncap {
             local_port: 4500,
             remote_port: 4500,
         });
-        let sa = |direction| SaParams {
+        let suite = AeadSuite::Aes128Gcm16;
+        let sa = |direction, more: u32| SaParams {
             tunnel: TunnelId(1),
             direction,
-            spi: Spi::new(number).unwrap(),
-            key: KeyMaterial::new(AeadSuite::Aes128Gcm16, &[number as u8; 20]).unwrap(),
+            spi: Spi::new(number + 1000 * more).unwrap(),
+            key: KeyMaterial::new(suite, &[number as u8; 20]).unwrap(),
             esn: Esn::On,
             window: WindowSize::DEFAULT,
             path: OuterPath::new([0, 0, 0, 0].into(), [192, 0, 2, 1].into(), encap).unwrap(),
             selectors: Vec::new(),
             lifetime: Lifetime::UNLIMITED,
             sequence: SequenceStart::FRESH,
+            worker: more.checked_sub(1).map(|_| more as u16),
         };
-        SaPair {
-            inbound: sa(Direction::Inbound),
-            outbound: sa(Direction::Outbound),
+        let all = |direction| (0..=number % 3).map(|more| sa(direction, more)).collect();
+        Sas {
+            inbound: all(Direction::Inbound),
+            outbound: all(Direction::Outbound),
+            suite,
         }
     }
 
@@ -446,7 +457,9 @@ mod tests {
                 };
                 carry_out(&mut installed, commands);
                 // A packet arrives with a key of some steps ago.
-                let inbound = Spi::new(number - (order >> 4) % (step + 1)).unwrap();
+                let number = number - (order >> 4) % (step + 1);
+                let more = order % (number % 3 + 1);
+                let inbound = Spi::new(number + 1000 * more).unwrap();
                 match turnover.first_packet(now, inbound, None) {
                     FirstPacket::Switched { commands, .. } | FirstPacket::Overtaken(commands) => {
                         carry_out(&mut installed, commands);
@@ -455,7 +468,7 @@ mod tests {
                 }
                 let known: BTreeSet<u32> = turnover.inbound_spis().map(Spi::get).collect();
                 assert_eq!(known, installed, "order {order:#b}, step {step}");
-                assert!(installed.len() <= MOST_PENDING + 1 + MOST_OLD);
+                assert!(installed.len() <= 3 * (MOST_PENDING + 1 + MOST_OLD));
             }
             carry_out(&mut installed, turnover.remove_current());
             carry_out(&mut installed, turnover.expire(now + SCHEDULE.ends_at).0);
@@ -471,7 +484,7 @@ mod tests {
         let mut turnover = Turnover::new(TunnelId(1));
         turnover.activate(Duration::ZERO, sas(300), SCHEDULE);
         let mut again = sas(301);
-        again.outbound.spi = Spi::new(300).unwrap();
+        again.outbound[0].spi = Spi::new(300).unwrap();
         let commands = turnover.activate(Duration::ZERO, again, SCHEDULE);
         let outbound = |command: &&SaCommand| match command {
             SaCommand::Install(sa) => sa.direction == Direction::Outbound,
@@ -480,7 +493,14 @@ mod tests {
         };
         let order: Vec<_> = commands.iter().filter(outbound).collect();
         assert!(
-            matches!(order[..], [SaCommand::Remove(_), SaCommand::Install(_)]),
+            matches!(
+                order[..],
+                [
+                    SaCommand::Remove(_),
+                    SaCommand::Install(_),
+                    SaCommand::Install(_)
+                ]
+            ),
             "{order:?}"
         );
     }

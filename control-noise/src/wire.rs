@@ -22,7 +22,7 @@
 
 use crate::{Disagreement, KemPolicy, keys::KEY_BYTES};
 use esplane_api::{AeadSuite, DropReason, Esn, Spi};
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 /// Four zero bytes where ESP has its SPI (RFC 3948 §2.2).
 pub(crate) const MARKER: [u8; 4] = [0; 4];
@@ -40,6 +40,8 @@ const RESPONSE_NOISE_BYTES: usize = KEY_BYTES + TAG_BYTES;
 /// Messages longer than this are not ours: room for every extension that fits an Ethernet frame.
 pub(crate) const LONGEST: usize = 1472;
 const MOST_SUITES: usize = 16;
+/// SAs in one direction that one handshake makes: with their SPIs message 1 still fits an MTU of 1500.
+pub(crate) const MOST_SAS: usize = 16;
 
 const TYPE_INITIATION: u8 = 1;
 const TYPE_RESPONSE: u8 = 2;
@@ -216,12 +218,50 @@ impl Timestamp {
     }
 }
 
+/// The inbound SPIs of one end, all different.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Spis {
+    /// Of the fallback SA.
+    pub first: Spi,
+    /// Of those for single workers (RFC 9611), fewer than [`MOST_SAS`].
+    pub more: Vec<Spi>,
+}
+
+impl Spis {
+    /// All of them, the fallback SA's first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = Spi> + '_ {
+        std::iter::once(self.first).chain(self.more.iter().copied())
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
+        put(out, FIELD_SPI, &self.first.get().to_be_bytes());
+        let more = self.more.iter().flat_map(|spi| spi.get().to_be_bytes());
+        let more: Vec<u8> = more.collect();
+        if !more.is_empty() {
+            put(out, FIELD_MORE_SPIS, &more);
+        }
+    }
+
+    fn of_fields(first: Option<Spi>, more: Option<Vec<Spi>>) -> Result<Self, PayloadError> {
+        let spis = Self {
+            first: first.ok_or(PayloadError::Malformed)?,
+            more: more.unwrap_or_default(),
+        };
+        let different: BTreeSet<Spi> = spis.all().collect();
+        if different.len() == 1 + spis.more.len() {
+            Ok(spis)
+        } else {
+            Err(PayloadError::Malformed)
+        }
+    }
+}
+
 /// What travels encrypted in message 1.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Offer {
     pub timestamp: Timestamp,
     /// What the initiator wants to receive with.
-    pub spi: Spi,
+    pub spis: Spis,
     /// In the initiator's order; those that this version knows.
     pub suites: Vec<AeadSuite>,
     pub esn: Esn,
@@ -236,7 +276,7 @@ pub(crate) struct Offer {
 pub(crate) enum Answer {
     Accepted {
         /// What the responder wants to receive with.
-        spi: Spi,
+        spis: Spis,
         suite: AeadSuite,
         window_packets: Option<u32>,
         /// Empty with [`KemPolicy::Off`].
@@ -262,6 +302,7 @@ const FIELD_ESN: u8 = 0x84;
 const FIELD_KEM: u8 = 0x85;
 const FIELD_REFUSED: u8 = 0x86;
 const FIELD_WINDOW: u8 = 0x07;
+const FIELD_MORE_SPIS: u8 = 0x08;
 
 impl Offer {
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -269,7 +310,7 @@ impl Offer {
         let mut timestamp = self.timestamp.seconds.to_be_bytes().to_vec();
         timestamp.extend_from_slice(&self.timestamp.nanoseconds.to_be_bytes());
         put(&mut out, FIELD_TIMESTAMP, &timestamp);
-        put(&mut out, FIELD_SPI, &self.spi.get().to_be_bytes());
+        self.spis.put(&mut out);
         let suites: Vec<u8> = self
             .suites
             .iter()
@@ -287,13 +328,14 @@ impl Offer {
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, PayloadError> {
-        let (mut timestamp, mut spi, mut suites) = (None, None, None);
+        let (mut timestamp, mut spi, mut more_spis, mut suites) = (None, None, None, None);
         let (mut esn, mut window_packets, mut kem) = (None, None, None);
         for field in Fields(bytes) {
             let (kind, value) = field?;
             match kind {
                 FIELD_TIMESTAMP => once(&mut timestamp, parse_timestamp(value)?)?,
                 FIELD_SPI => once(&mut spi, parse_spi(value)?)?,
+                FIELD_MORE_SPIS => once(&mut more_spis, parse_spis(value)?)?,
                 FIELD_SUITES => once(&mut suites, parse_suites(value)?)?,
                 FIELD_ESN => once(&mut esn, parse_esn(value)?)?,
                 FIELD_WINDOW => once(&mut window_packets, parse_u32(value)?)?,
@@ -304,7 +346,7 @@ impl Offer {
         let (kem, kem_key) = kem.ok_or(PayloadError::Malformed)?;
         Ok(Self {
             timestamp: timestamp.ok_or(PayloadError::Malformed)?,
-            spi: spi.ok_or(PayloadError::Malformed)?,
+            spis: Spis::of_fields(spi, more_spis)?,
             suites: suites.ok_or(PayloadError::Malformed)?,
             esn: esn.ok_or(PayloadError::Malformed)?,
             window_packets,
@@ -319,12 +361,12 @@ impl Answer {
         let mut out = Vec::new();
         match self {
             Self::Accepted {
-                spi,
+                spis,
                 suite,
                 window_packets,
                 kem_ciphertext,
             } => {
-                put(&mut out, FIELD_SPI, &spi.get().to_be_bytes());
+                spis.put(&mut out);
                 put(&mut out, FIELD_SUITES, &[suite_number(*suite)]);
                 if let Some(window) = window_packets {
                     put(&mut out, FIELD_WINDOW, &window.to_be_bytes());
@@ -337,12 +379,13 @@ impl Answer {
     }
 
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, PayloadError> {
-        let (mut spi, mut suite, mut window_packets) = (None, None, None);
+        let (mut spi, mut more_spis, mut suite, mut window_packets) = (None, None, None, None);
         let (mut kem_ciphertext, mut refused) = (None, None);
         for field in Fields(bytes) {
             let (kind, value) = field?;
             match kind {
                 FIELD_SPI => once(&mut spi, parse_spi(value)?)?,
+                FIELD_MORE_SPIS => once(&mut more_spis, parse_spis(value)?)?,
                 FIELD_SUITES => once(&mut suite, parse_suite(value)?)?,
                 FIELD_WINDOW => once(&mut window_packets, parse_u32(value)?)?,
                 FIELD_KEM => once(&mut kem_ciphertext, value.to_vec())?,
@@ -354,7 +397,7 @@ impl Answer {
             return Ok(Self::Refused(why));
         }
         Ok(Self::Accepted {
-            spi: spi.ok_or(PayloadError::Malformed)?,
+            spis: Spis::of_fields(spi, more_spis)?,
             suite: suite.ok_or(PayloadError::Malformed)?,
             window_packets,
             kem_ciphertext: kem_ciphertext.ok_or(PayloadError::Malformed)?,
@@ -447,6 +490,13 @@ fn parse_u32(value: &[u8]) -> Result<u32, PayloadError> {
 
 fn parse_spi(value: &[u8]) -> Result<Spi, PayloadError> {
     Spi::new(parse_u32(value)?).map_err(|_| PayloadError::Malformed)
+}
+
+fn parse_spis(value: &[u8]) -> Result<Vec<Spi>, PayloadError> {
+    if value.is_empty() || value.len() / 4 >= MOST_SAS {
+        return Err(PayloadError::Malformed);
+    }
+    value.chunks(4).map(parse_spi).collect()
 }
 
 fn parse_timestamp(value: &[u8]) -> Result<Timestamp, PayloadError> {

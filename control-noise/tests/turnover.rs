@@ -34,6 +34,33 @@ fn rekeying_by_time_loses_nothing() {
 }
 
 #[test]
+fn an_sa_for_each_worker_rekeys_with_all_others_and_loses_nothing() {
+    // What either end offers need not be the same; each uses no more than it offers itself.
+    for (seed, [west, east]) in (60..).zip([[4, 4], [4, 1], [1, 4], [2, 16]]) {
+        let mut world = World::pair(seed, |node, peer| {
+            rekeying_every(2)(node, peer);
+            peer.parallel_sas = [west, east][node];
+        });
+        world.esp_faults.delay_ms = (5, 60);
+        let sent = world.talk_until(seconds(1030), ms(7));
+        world.run_for(seconds(1));
+        world.assert_delivered(&sent);
+        world.assert_keys_match();
+        assert!(world.status(0).rekeys >= 12, "{west} and {east}");
+        for node in &world.nodes {
+            assert_eq!(node.tunnels[&TUNNEL].outbound.len(), west.min(east).into());
+        }
+        for (node, offers) in [(0, west), (1, east)] {
+            let inbound = world.nodes[node].tunnels[&TUNNEL].inbound.len();
+            assert!(
+                inbound % usize::from(offers) == 0,
+                "whole generations: {inbound}"
+            );
+        }
+    }
+}
+
+#[test]
 fn rekeying_every_second_keeps_the_number_of_sas_bounded() {
     let mut world = World::pair(20, rekeying_every(1));
     let sent = world.talk_until(seconds(1060), ms(20));

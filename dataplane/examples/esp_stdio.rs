@@ -208,6 +208,7 @@ fn sa(direction: &str, fields: &[&str]) -> Result<SaParams, Box<dyn Error>> {
             first: get("first").unwrap_or("1").parse()?,
             reserved_until: None,
         },
+        worker: None,
     })
 }
 

@@ -25,6 +25,7 @@ pub(crate) const CHUNK_PACKETS: usize = 64;
 #[derive(Debug)]
 pub struct Outbound {
     chunk_packets: usize,
+    worker: u16,
 }
 
 /// A packet on its way into a tunnel. Small: a chunk of them stays in a few cache lines.
@@ -91,7 +92,14 @@ impl Outbound {
     pub fn new(capacity: usize) -> Self {
         Self {
             chunk_packets: capacity.clamp(1, CHUNK_PACKETS),
+            worker: 0,
         }
+    }
+
+    /// Of the worker with this number: it sends with the SAs that are its own ([`esplane_api::SaParams::worker`]).
+    pub fn of_worker(mut self, number: u16) -> Self {
+        self.worker = number;
+        self
     }
 
     /// Decides over every packet whose verdict is pending: it is sealed in place and goes on, is
@@ -106,6 +114,7 @@ impl Outbound {
             let mut departure = Departure::default();
             on_newer_cpus(Classify {
                 tables,
+                worker: self.worker,
                 arena,
                 chunk,
                 departure: &mut departure,
@@ -157,6 +166,7 @@ impl Outbound {
 /// Steps 3 and 4: which packets leave, in which tunnel. All others get their verdict here.
 struct Classify<'b, 't> {
     tables: &'t Tables,
+    worker: u16,
     arena: &'b [u8],
     chunk: &'b mut [PacketBuf],
     departure: &'b mut Departure<'t>,
@@ -166,7 +176,7 @@ struct Classify<'b, 't> {
 impl Work for Classify<'_, '_> {
     #[inline(always)]
     fn run(self) {
-        let mut recent = Recent::NONE;
+        let mut recent = Recent::none(self.worker);
         for (at, packet) in self.chunk.iter_mut().enumerate() {
             if !matches!(packet.verdict, Verdict::Pending) {
                 continue;
@@ -205,15 +215,19 @@ impl Work for Classify<'_, '_> {
 
 /// What the last packet of each family was and where it went: runs of one flow are looked up once.
 struct Recent<'t> {
+    worker: u16,
     v4: (KeyV4, Route<'t>),
     v6: (KeyV6, Route<'t>),
 }
 
 impl<'t> Recent<'t> {
-    const NONE: Self = Self {
-        v4: (KeyV4::NONE, Route::Other(Verdict::Pending)),
-        v6: (KeyV6::NONE, Route::Other(Verdict::Pending)),
-    };
+    fn none(worker: u16) -> Self {
+        Self {
+            worker,
+            v4: (KeyV4::NONE, Route::Other(Verdict::Pending)),
+            v6: (KeyV6::NONE, Route::Other(Verdict::Pending)),
+        }
+    }
 
     /// Finds the packet's route. `None` if it is malformed.
     #[inline(always)]
@@ -221,34 +235,43 @@ impl<'t> Recent<'t> {
         if let Some((key, head)) = KeyV4::parse(data) {
             if self.v4.0 != key {
                 let plain = tables.spd.protects_v4(key.ends().1);
-                let plain = plain.and_then(|slot| tables.sender(slot));
-                let route = plain.map_or_else(|| route(tables, &AnyEnds::of_v4(&key)), Route::Send);
+                let plain = plain.and_then(|slot| tables.sender_of(slot, self.worker));
+                let route = plain.map_or_else(
+                    || route(tables, self.worker, &AnyEnds::of_v4(&key)),
+                    Route::Send,
+                );
                 self.v4 = (key, route);
             }
             Some((head, self.v4.1))
         } else if let Some((key, head)) = KeyV6::parse(data) {
             if self.v6.0 != key {
                 let plain = tables.spd.protects_v6(key.ends().1);
-                let plain = plain.and_then(|slot| tables.sender(slot));
-                let route = plain.map_or_else(|| route(tables, &AnyEnds::of_v6(&key)), Route::Send);
+                let plain = plain.and_then(|slot| tables.sender_of(slot, self.worker));
+                let route = plain.map_or_else(
+                    || route(tables, self.worker, &AnyEnds::of_v6(&key)),
+                    Route::Send,
+                );
                 self.v6 = (key, route);
             }
             Some((head, self.v6.1))
         } else {
-            look_closer(tables, data)
+            look_closer(tables, self.worker, data)
         }
     }
 }
 
 #[cold]
-fn look_closer<'t>(tables: &'t Tables, data: &[u8]) -> Option<(Head, Route<'t>)> {
+fn look_closer<'t>(tables: &'t Tables, worker: u16, data: &[u8]) -> Option<(Head, Route<'t>)> {
     let flow = Flow::parse(data)?;
-    Some((flow.head(), route(tables, &AnyEnds::of_flow(&flow)?)))
+    Some((
+        flow.head(),
+        route(tables, worker, &AnyEnds::of_flow(&flow)?),
+    ))
 }
 
 /// By all that policies may ask.
 #[inline(never)]
-fn route<'t>(tables: &'t Tables, ends: &AnyEnds) -> Route<'t> {
+fn route<'t>(tables: &'t Tables, worker: u16, ends: &AnyEnds) -> Route<'t> {
     let drop = |reason| Route::Other(Verdict::Drop(reason));
     match tables.spd.decide_ends(ends) {
         // RFC 4301 §5.1: no policy is discard. What the kernel says to its link by itself is no
@@ -259,7 +282,7 @@ fn route<'t>(tables: &'t Tables, ends: &AnyEnds) -> Route<'t> {
         Some(Decision::Bypass) => Route::Other(Verdict::Bypass),
         Some(Decision::Protect(slot)) => match tables.tunnel(slot) {
             None => drop(DropReason::NoPolicy), // cannot be: both come from one snapshot
-            Some(tunnel) => match &tunnel.sender {
+            Some(tunnel) => match tunnel.sender_of(worker) {
                 Some(sender) => Route::Send(sender),
                 None => Route::Other(Verdict::Hold(tunnel.id)),
             },

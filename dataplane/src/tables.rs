@@ -70,10 +70,10 @@ impl Tables {
         self.tunnels.get(slot.0 as usize)?.as_deref()
     }
 
-    /// What sends for the tunnel of this slot.
+    /// What sends for the tunnel of this slot, and for this worker.
     #[inline]
-    pub(crate) fn sender(&self, slot: TunnelSlot) -> Option<&Sender> {
-        self.tunnel(slot)?.sender.as_ref()
+    pub(crate) fn sender_of(&self, slot: TunnelSlot, worker: u16) -> Option<&Sender> {
+        self.tunnel(slot)?.sender_of(worker)
     }
 
     pub(crate) fn tunnel_by_id(&self, id: TunnelId) -> Option<&Tunnel> {
@@ -87,8 +87,19 @@ pub(crate) struct Tunnel {
     pub id: TunnelId,
     pub roaming: bool,
     pub activity: Arc<Activity>,
-    /// What sends; without it packets are held.
+    /// What sends for workers that have nothing of their own (the fallback SA, RFC 9611 §2).
     pub sender: Option<Sender>,
+    /// What sends for one worker alone, by its number; mostly none.
+    pub of_workers: Box<[Option<Sender>]>,
+}
+
+impl Tunnel {
+    /// What sends for this worker; without it packets are held.
+    #[inline]
+    pub fn sender_of(&self, worker: u16) -> Option<&Sender> {
+        let own = self.of_workers.get(usize::from(worker));
+        own.and_then(Option::as_ref).or(self.sender.as_ref())
+    }
 }
 
 /// An outbound SA and where it sends to.

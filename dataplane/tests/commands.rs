@@ -301,6 +301,67 @@ fn a_successor_takes_over_when_it_is_told_to_or_when_its_predecessor_goes() {
 }
 
 #[test]
+fn a_worker_sends_with_an_sa_of_its_own_and_all_others_with_the_fallback() {
+    let scene = Scene::default();
+    let (mut west, mut east) = scene.build();
+    let of_worker = |number, key, worker| SaParams {
+        worker: Some(worker),
+        ..scene.outbound(spi(number), key)
+    };
+    for (number, key) in [(0x2000, 2), (0x3000, 3), (0x4000, 4)] {
+        let inbound = scene.inbound(spi(number), key);
+        east.apply(vec![SaCommand::Install(inbound)]);
+    }
+    let mut send_with = |commands: Vec<SaCommand>| {
+        west.apply(commands);
+        [0, 1, 2, 3].map(|worker| {
+            west.outbound = Outbound::new(64).of_worker(worker);
+            let sealed = west.sealed(&inner(false, 1));
+            assert_eq!(east.receive_one(&sealed).0, Verdict::Forward);
+            spi_of(&sealed)
+        })
+    };
+    let install = |params| vec![SaCommand::Install(params)];
+    let fallback = 0x1000;
+    assert_eq!(
+        send_with(install(of_worker(0x2000, 2, 1))),
+        [fallback, 0x2000, fallback, fallback]
+    );
+    // A successor stands by for its own worker, and takes over there alone.
+    assert_eq!(
+        send_with(install(of_worker(0x3000, 3, 1))),
+        [fallback, 0x2000, fallback, fallback]
+    );
+    let activate = SaCommand::Activate {
+        tunnel: TUNNEL,
+        spi: spi(0x3000),
+    };
+    assert_eq!(
+        send_with(vec![activate]),
+        [fallback, 0x3000, fallback, fallback]
+    );
+    assert_eq!(
+        send_with(install(of_worker(0x4000, 4, 3))),
+        [fallback, 0x3000, fallback, 0x4000]
+    );
+    let remove = |number| SaCommand::Remove(sa_id(Direction::Outbound, number));
+    assert_eq!(
+        send_with(vec![remove(0x3000), remove(0x4000)]),
+        [fallback, 0x2000, fallback, fallback]
+    );
+    // Without a fallback the others have nothing.
+    west.apply(vec![remove(fallback)]);
+    for (worker, verdict) in [
+        (0, Verdict::Hold(TUNNEL)),
+        (1, Verdict::Forward),
+        (2, Verdict::Hold(TUNNEL)),
+    ] {
+        west.outbound = Outbound::new(64).of_worker(worker);
+        assert_eq!(west.send(&[inner(false, 1)])[0].0, verdict);
+    }
+}
+
+#[test]
 fn an_overlap_of_old_and_new_keys_loses_nothing() {
     let scene = Scene::default();
     let (mut west, mut east) = scene.build();

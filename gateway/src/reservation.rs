@@ -366,6 +366,7 @@ mod tests {
             selectors: Vec::new(),
             lifetime: Lifetime::UNLIMITED,
             sequence: SequenceStart::FRESH,
+            worker: None,
         }
     }
 

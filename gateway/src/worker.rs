@@ -222,7 +222,7 @@ impl Worker {
             stop,
             busy_poll: setup.busy_poll,
             batch: Batch::new(setup.batch_packets, setup.frame_bytes),
-            outbound: Outbound::new(setup.batch_packets),
+            outbound: Outbound::new(setup.batch_packets).of_worker(setup.index as u16),
             inbound: Inbound::new(setup.batch_packets),
             held: HoldQueue::new(setup.hold),
             report: Report::new(),

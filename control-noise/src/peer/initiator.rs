@@ -11,16 +11,16 @@ use crate::{
         backoff,
     },
     turnover::Role,
-    wire::{Answer, CookieReply, MAC_BYTES, Response, Timestamp},
+    wire::{Answer, CookieReply, MAC_BYTES, Response, Spis, Timestamp},
 };
-use esplane_api::{AeadSuite, DropReason, Now, Spi};
+use esplane_api::{AeadSuite, DropReason, Now};
 use std::{net::SocketAddr, time::Duration};
 
 /// A handshake that we have started.
 pub(super) struct Attempt {
     pub(super) waiting: Waiting,
     pub(super) index: u32,
-    pub(super) spi: Spi,
+    pub(super) spis: Spis,
     /// Header, Noise message and MAC1 of the last initiation: all but MAC2, to be sent again with a cookie.
     pub(super) message: Vec<u8>,
     pub(super) mac1: [u8; MAC_BYTES],
@@ -76,7 +76,7 @@ impl Peer {
         match attempt.waiting.finish(response.noise) {
             Ok((
                 Answer::Accepted {
-                    spi,
+                    spis,
                     suite,
                     window_packets,
                     ..
@@ -84,7 +84,7 @@ impl Peer {
                 Some(session),
             )) if self.config.suites.contains(&suite) => {
                 self.peer_window_packets = window_packets;
-                self.complete(ctx, now, from, &session, spi, suite);
+                self.complete(ctx, now, from, &session, &spis, suite);
             }
             Ok((Answer::Refused(why), _)) => {
                 self.disagree(ctx, now, why);
@@ -157,7 +157,7 @@ impl Peer {
     pub(super) fn end_attempt(&mut self, ctx: &mut Context) {
         if let Some(attempt) = self.attempt.take() {
             ctx.release_index(attempt.index);
-            ctx.release_spi(attempt.spi);
+            ctx.release_spis(attempt.spis.all());
         }
     }
 
@@ -178,10 +178,11 @@ impl Peer {
         self.waits_for_endpoint = false;
         let timestamp = Timestamp::after(self.timestamp_sent, now.unix);
         self.timestamp_sent = Some(timestamp);
-        let (index, spi) = (ctx.allocate_index(self.config.id), ctx.allocate_spi());
+        let index = ctx.allocate_index(self.config.id);
+        let spis = ctx.allocate_spis(self.config.parallel_sas);
         let terms = Terms {
             timestamp,
-            spi,
+            spis: &spis,
             suites: &self.config.suites,
             esn: self.config.esn,
             window_packets: self.config.window.packets(),
@@ -199,7 +200,7 @@ impl Peer {
         let Ok((waiting, mut message)) = made else {
             // Cannot happen: keys have the right length and the message fits.
             ctx.release_index(index);
-            return ctx.release_spi(spi);
+            return ctx.release_spis(spis.all());
         };
         let mac1 = self.macs.append_mac1(&mut message);
         let mut datagram = message.clone();
@@ -213,7 +214,7 @@ impl Peer {
         self.attempt = Some(Attempt {
             waiting,
             index,
-            spi,
+            spis,
             message,
             mac1,
             sent_to: to,
@@ -249,30 +250,28 @@ impl Peer {
         now: Now,
         from: SocketAddr,
         session: &Session,
-        spi: Spi,
+        spis: &Spis,
         suite: AeadSuite,
     ) {
         let Some(attempt) = self.attempt.take() else {
             return;
         };
-        ctx.release_index(attempt.index); // the SPI stays ours: its SA is installed now
-        let Ok(keys) = session.esp_keys(suite, self.config.esn, attempt.spi, spi) else {
-            return ctx.release_spi(attempt.spi); // cannot happen short of a key of zeros
+        ctx.release_index(attempt.index); // the SPIs stay ours: their SAs are installed now
+        let ours = attempt.spis;
+        let Ok(keys) = session.esp_keys(suite, self.config.esn, &ours, spis) else {
+            return ctx.release_spis(ours.all()); // cannot happen short of a key of zeros
         };
         let Some(path) = path(ctx, from) else {
-            ctx.release_spi(attempt.spi);
+            ctx.release_spis(ours.all());
             return ctx.drop_message(DropReason::HandshakeMalformed);
         };
         let mut commands = Vec::new();
         self.follow(ctx, now, from, &mut commands);
-        let pair = self.sa_pair(
-            path,
-            (attempt.spi, keys.to_initiator),
-            (spi, keys.to_responder),
-        );
+        let inbound = (&ours, keys.to_initiator);
+        let sas = self.negotiated(path, suite, inbound, (spis, keys.to_responder));
         let schedule = self.schedule(ctx, now, Role::Initiator);
         let rekey = self.sas.current().is_some();
-        commands.extend(self.sas.activate(now.monotonic, pair, schedule));
+        commands.extend(self.sas.activate(now.monotonic, sas, schedule));
         ctx.commands(commands);
         ctx.dummy(self.config.id);
         self.confirm = Some(Confirm {

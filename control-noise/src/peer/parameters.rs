@@ -5,11 +5,12 @@ use crate::{
     PeerConfig,
     context::Context,
     timers::{OVERTIME, PENDING_YOUNG},
-    turnover::{Role, Schedule},
+    turnover::{Role, Sas, Schedule},
+    wire::Spis,
 };
 use esplane_api::{
-    Direction, Esn, KeyMaterial, Lifetime, Limits, Now, OuterPath, Policy, PolicyAction, SaCommand,
-    SaPair, SaParams, SequenceStart, Spi, TunnelParams, UdpEncap,
+    AeadSuite, Direction, Esn, KeyMaterial, Lifetime, Limits, Now, OuterPath, Policy, PolicyAction,
+    SaCommand, SaParams, SequenceStart, TunnelParams, UdpEncap,
 };
 use std::{net::SocketAddr, time::Duration};
 
@@ -50,13 +51,16 @@ impl Peer {
         }
     }
 
-    pub(super) fn sa_pair(
+    /// The SAs of a handshake. Of the peer's we use no more than we offer it ourselves: the fallback SA, and one for each of
+    /// the workers from 1 on (worker 0 has the fallback SA).
+    pub(super) fn negotiated(
         &self,
         path: OuterPath,
-        inbound: (Spi, KeyMaterial),
-        outbound: (Spi, KeyMaterial),
-    ) -> SaPair {
-        let sa = |direction, (spi, key)| SaParams {
+        suite: AeadSuite,
+        inbound: (&Spis, Vec<KeyMaterial>),
+        outbound: (&Spis, Vec<KeyMaterial>),
+    ) -> Sas {
+        let sa = |direction, spi, key, worker| SaParams {
             tunnel: self.config.id,
             direction,
             spi,
@@ -67,10 +71,22 @@ impl Peer {
             selectors: self.config.selectors.clone(),
             lifetime: self.lifetime(),
             sequence: SequenceStart::FRESH,
+            worker,
         };
-        SaPair {
-            inbound: sa(Direction::Inbound, inbound),
-            outbound: sa(Direction::Outbound, outbound),
+        let most = usize::from(self.config.parallel_sas);
+        let (inbound, outbound) = (
+            inbound.0.all().zip(inbound.1),
+            outbound.0.all().zip(outbound.1),
+        );
+        let inbound = inbound.map(|(spi, key)| sa(Direction::Inbound, spi, key, None));
+        let outbound = outbound.take(most).zip(0..).map(|((spi, key), place)| {
+            let worker = (place > 0).then_some(place);
+            sa(Direction::Outbound, spi, key, worker)
+        });
+        Sas {
+            inbound: inbound.collect(),
+            outbound: outbound.collect(),
+            suite,
         }
     }
 

@@ -69,7 +69,7 @@ impl Peer {
                 ctx.dummy(self.config.id);
                 self.echoes = ECHO.map(|later| now.monotonic + later).into();
                 self.confirm = None;
-                if let Some(suite) = self.sas.current().map(|pair| pair.suite) {
+                if let Some(suite) = self.sas.current().map(|generation| generation.suite) {
                     self.established(ctx, now, suite, replaces);
                 }
             }
@@ -120,27 +120,24 @@ impl Peer {
         suite: AeadSuite,
         mut commands: Vec<SaCommand>,
     ) {
-        let spi = ctx.allocate_spi();
+        let spis = ctx.allocate_spis(self.config.parallel_sas);
         let (psk, window) = (self.config.psk.as_ref(), self.config.window.packets());
         let answered = opened
-            .accept(&mut ctx.random, psk, offer, spi, suite, window)
+            .accept(&mut ctx.random, psk, offer, &spis, suite, window)
             .and_then(|(message, session)| {
-                let keys = session.esp_keys(suite, self.config.esn, offer.spi, spi)?;
+                let keys = session.esp_keys(suite, self.config.esn, &offer.spis, &spis)?;
                 Ok((message, keys))
             });
         let (Ok((mut message, keys)), Some(path)) = (answered, path(ctx, from)) else {
-            ctx.release_spi(spi);
+            ctx.release_spis(spis.all());
             ctx.commands(commands);
             return ctx.drop_message(DropReason::HandshakeMalformed); // such as no valid KEM key
         };
         self.peer_window_packets = offer.window_packets;
-        let pair = self.sa_pair(
-            path,
-            (spi, keys.to_responder),
-            (offer.spi, keys.to_initiator),
-        );
+        let outbound = (&offer.spis, keys.to_initiator);
+        let sas = self.negotiated(path, suite, (&spis, keys.to_responder), outbound);
         let schedule = self.schedule(ctx, now, Role::Responder);
-        commands.extend(self.sas.stage(now.monotonic, pair, schedule));
+        commands.extend(self.sas.stage(now.monotonic, sas, schedule));
         ctx.commands(commands);
         self.macs.append_mac1(&mut message);
         ctx.send(from, &message);

@@ -1,5 +1,8 @@
 use super::*;
-use proptest::{collection::vec, prelude::*};
+use proptest::{
+    collection::{btree_set, vec},
+    prelude::*,
+};
 
 fn spi() -> impl Strategy<Value = Spi> {
     (Spi::MIN..).prop_map(|number| Spi::new(number).unwrap())
@@ -17,6 +20,17 @@ fn suites() -> impl Strategy<Value = Vec<AeadSuite>> {
     proptest::sample::subsequence(AeadSuite::ALL.to_vec(), 1..=3).prop_shuffle()
 }
 
+fn spis() -> impl Strategy<Value = Spis> {
+    btree_set(spi(), 1..=MOST_SAS).prop_map(|all| {
+        let mut all = all.into_iter();
+        let first = all.next().expect("at least one");
+        Spis {
+            first,
+            more: all.collect(),
+        }
+    })
+}
+
 fn offer() -> impl Strategy<Value = Offer> {
     let timestamp =
         (any::<u64>(), 0..1_000_000_000u32).prop_map(|(seconds, nanoseconds)| Timestamp {
@@ -26,7 +40,7 @@ fn offer() -> impl Strategy<Value = Offer> {
     let esn = prop_oneof![Just(Esn::On), Just(Esn::Off)];
     (
         timestamp,
-        spi(),
+        spis(),
         suites(),
         esn,
         any::<Option<u32>>(),
@@ -34,9 +48,9 @@ fn offer() -> impl Strategy<Value = Offer> {
         vec(any::<u8>(), 0..1200),
     )
         .prop_map(
-            |(timestamp, spi, suites, esn, window_packets, kem, kem_key)| Offer {
+            |(timestamp, spis, suites, esn, window_packets, kem, kem_key)| Offer {
                 timestamp,
-                spi,
+                spis,
                 suites,
                 esn,
                 window_packets,
@@ -48,14 +62,14 @@ fn offer() -> impl Strategy<Value = Offer> {
 
 fn answer() -> impl Strategy<Value = Answer> {
     let accepted = (
-        spi(),
+        spis(),
         suites(),
         any::<Option<u32>>(),
         vec(any::<u8>(), 0..1100),
     )
         .prop_map(
-            |(spi, suites, window_packets, kem_ciphertext)| Answer::Accepted {
-                spi,
+            |(spis, suites, window_packets, kem_ciphertext)| Answer::Accepted {
+                spis,
                 suite: suites[0],
                 window_packets,
                 kem_ciphertext,
@@ -125,7 +139,7 @@ proptest! {
     }
 
     #[test]
-    fn unknown_fields_are_skipped_unless_critical(offer in offer(), kind in 8..128u8, value in vec(any::<u8>(), 0..50)) {
+    fn unknown_fields_are_skipped_unless_critical(offer in offer(), kind in 9..128u8, value in vec(any::<u8>(), 0..50)) {
         let mut bytes = Vec::new();
         put(&mut bytes, kind, &value);
         bytes.extend(offer.encode());
@@ -151,7 +165,10 @@ fn example() -> Offer {
             seconds: 1,
             nanoseconds: 2,
         },
-        spi: Spi::new(0x0102_0304).unwrap(),
+        spis: Spis {
+            first: Spi::new(0x0102_0304).unwrap(),
+            more: vec![Spi::new(0x0506_0708).unwrap()],
+        },
         suites: vec![AeadSuite::ChaCha20Poly1305, AeadSuite::Aes128Gcm16],
         esn: Esn::On,
         window_packets: Some(4096),
@@ -165,6 +182,7 @@ fn example() -> Offer {
 fn an_offer_byte_by_byte() {
     let mut expected = vec![0x81, 0, 12, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2];
     expected.extend([0x82, 0, 4, 1, 2, 3, 4]);
+    expected.extend([0x08, 0, 4, 5, 6, 7, 8]);
     expected.extend([0x83, 0, 2, 3, 1]);
     expected.extend([0x84, 0, 1, 1]);
     expected.extend([0x07, 0, 4, 0, 0, 16, 0]);
@@ -183,10 +201,11 @@ fn doubled_missing_and_impossible_fields_are_malformed() {
         Err(PayloadError::Malformed),
         "no timestamp"
     );
-    // Position, what stands there instead: a reserved SPI, no width, nanoseconds past the second.
+    // Position, what stands there instead: a reserved SPI, one SPI twice, no width, nanoseconds past the second.
     for (range, bytes) in [
         (18..22, &[0, 0, 0, 255][..]),
-        (30..31, &[2]),
+        (25..29, &[1, 2, 3, 4]),
+        (37..38, &[2]),
         (11..15, &[0xff; 4]),
     ] {
         let mut wrong = good.clone();
@@ -202,7 +221,7 @@ fn doubled_missing_and_impossible_fields_are_malformed() {
 #[test]
 fn suites_of_the_future_are_not_chosen_and_kems_of_the_future_are_refused() {
     let mut bytes = example().encode();
-    bytes[25] = 200;
+    bytes[32] = 200;
     assert_eq!(
         Offer::parse(&bytes).unwrap().suites,
         [AeadSuite::Aes128Gcm16]

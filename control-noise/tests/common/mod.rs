@@ -153,6 +153,8 @@ pub struct Sas {
     pub inbound: BTreeMap<Spi, Inbound>,
     pub outbound: Vec<SaParams>,
     pub active: Option<Spi>,
+    /// What sends for one worker alone.
+    pub of_workers: BTreeMap<u16, Spi>,
     pub activity: (u64, u64, u64),
     held: VecDeque<u64>,
 }
@@ -427,7 +429,11 @@ impl World {
 
     fn seal(&mut self, node: usize, tunnel: TunnelId, number: Option<u64>) {
         let sas = self.nodes[node].tunnels.get_mut(&tunnel).unwrap();
-        let spi = sas.active.expect("a packet is sealed with an active SA");
+        // As if four workers took turns.
+        let worker = number.map(|number| (number % 4) as u16);
+        let own = worker.and_then(|worker| sas.of_workers.get(&worker));
+        let spi = own.copied().or(sas.active);
+        let spi = spi.expect("a packet is sealed with an active SA");
         let sa = sas.outbound.iter().find(|sa| sa.spi == spi).unwrap();
         sas.activity.0 += u64::from(number.is_some());
         let (to, cargo) = (
@@ -518,23 +524,21 @@ impl World {
 
     /// Panics unless each end sends with a key that the other receives with, and not the same both ways.
     pub fn assert_keys_match(&self) {
-        let sending = |node: usize| {
-            let sas = &self.nodes[node].tunnels[&TUNNEL];
-            sas.outbound
-                .iter()
-                .find(|sa| Some(sa.spi) == sas.active)
-                .unwrap()
-        };
+        let mut all: Vec<&KeyMaterial> = Vec::new();
         for node in 0..2 {
-            let sa = sending(node);
-            let received = &self.nodes[1 - node].tunnels[&TUNNEL].inbound[&sa.spi].params;
-            assert!(received.key.same_secret(&sa.key), "key of node {node}");
-            assert_eq!(received.esn, sa.esn);
+            let sas = &self.nodes[node].tunnels[&TUNNEL];
+            assert!(sas.outbound.iter().any(|sa| Some(sa.spi) == sas.active));
+            for sa in &sas.outbound {
+                let received = &self.nodes[1 - node].tunnels[&TUNNEL].inbound[&sa.spi].params;
+                assert!(received.key.same_secret(&sa.key), "key of node {node}");
+                assert_eq!(received.esn, sa.esn);
+                assert!(
+                    !all.iter().any(|key| key.same_secret(&sa.key)),
+                    "each SA has its own key"
+                );
+                all.push(&sa.key);
+            }
         }
-        assert!(
-            !sending(0).key.same_secret(&sending(1).key),
-            "each direction has its own key"
-        );
     }
 
     /// What must not change when a message is dropped.
@@ -648,11 +652,11 @@ impl Node {
                 SaCommand::Install(sa) => self.install(sa),
                 SaCommand::Activate { tunnel, spi } => {
                     let sas = self.tunnels.get_mut(&tunnel).unwrap();
-                    assert!(
-                        sas.outbound.iter().any(|sa| sa.spi == spi),
-                        "only an installed SA is activated"
-                    );
-                    sas.active = Some(spi);
+                    let sa = sas.outbound.iter().find(|sa| sa.spi == spi);
+                    match sa.expect("only an installed SA is activated").worker {
+                        None => sas.active = Some(spi),
+                        Some(worker) => _ = sas.of_workers.insert(worker, spi),
+                    }
                 }
                 SaCommand::Remove(SaId {
                     tunnel,
@@ -675,8 +679,10 @@ impl Node {
                         before,
                         "only an installed SA is removed"
                     );
+                    sas.of_workers.retain(|_, other| *other != spi);
                     if sas.active == Some(spi) {
-                        sas.active = sas.outbound.first().map(|sa| sa.spi);
+                        let mut fallback = sas.outbound.iter().filter(|sa| sa.worker.is_none());
+                        sas.active = fallback.next().map(|sa| sa.spi);
                     }
                 }
                 SaCommand::MoveEndpoint { tunnel, remote } => {
@@ -690,7 +696,12 @@ impl Node {
             }
         }
         for sas in self.tunnels.values() {
-            assert!(sas.outbound.len() <= 1, "one outbound SA is enough");
+            let workers: BTreeSet<_> = sas.outbound.iter().map(|sa| sa.worker).collect();
+            assert_eq!(
+                workers.len(),
+                sas.outbound.len(),
+                "one outbound SA each is enough"
+            );
             self.most_inbound = self.most_inbound.max(sas.inbound.len());
         }
     }
@@ -720,7 +731,10 @@ impl Node {
                 );
                 self.keys.push(sa.key.clone());
                 self.sent_per_sa.insert(sa.spi, 0);
-                sas.active.get_or_insert(sa.spi);
+                match sa.worker {
+                    None => _ = sas.active.get_or_insert(sa.spi),
+                    Some(worker) => _ = sas.of_workers.entry(worker).or_insert(sa.spi),
+                }
                 sas.outbound.push(sa);
             }
         }

@@ -366,6 +366,7 @@ impl Importer {
             selectors,
             lifetime: sa.lifetime(self.carried(sa)),
             sequence,
+            worker: None,
         }
     }
 

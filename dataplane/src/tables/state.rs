@@ -60,10 +60,13 @@ pub(super) struct Defined {
 pub(super) struct Outbound {
     pub sa: Arc<OutboundSa>,
     pub path: OuterPath,
+    /// The only worker that sends with it, if it is one's alone.
+    pub worker: Option<u16>,
     pub role: Role,
     key: KeyDigest,
 }
 
+/// Of the SAs with one `worker`, one sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Sends,
@@ -277,11 +280,9 @@ impl State {
         };
         let tunnel = self.tunnel_mut(params.tunnel)?;
         let mut outbound = Outbound::new(context, key, params, sequence);
-        if !tunnel
-            .outbound
-            .iter()
-            .any(|other| other.role == Role::Sends)
-        {
+        let same_worker = |other: &&Arc<Outbound>| other.worker == outbound.worker;
+        let mut others = tunnel.outbound.iter().filter(same_worker);
+        if !others.any(|other| other.role == Role::Sends) {
             outbound.role = Role::Sends;
         }
         tunnel.outbound.push(Arc::new(outbound));
@@ -291,13 +292,15 @@ impl State {
 
     fn activate(&mut self, tunnel: TunnelId, spi: Spi) -> Result<(), CommandProblem> {
         let id = outbound_id(tunnel, spi);
-        if self.outbound(id)?.role == Role::Retired {
+        let chosen = self.outbound(id)?;
+        if chosen.role == Role::Retired {
             return Err(CommandProblem::Retired(id));
         }
+        let worker = chosen.worker;
         for outbound in &mut self.tunnel_mut(tunnel)?.outbound {
             let role = match outbound.role {
                 _ if outbound.sa.id == id => Role::Sends,
-                Role::Sends => Role::StandsBy,
+                Role::Sends if outbound.worker == worker => Role::StandsBy,
                 other => other,
             };
             if outbound.role != role {
@@ -419,32 +422,47 @@ impl State {
 impl Defined {
     /// What workers need to know.
     pub fn view(&self) -> Tunnel {
-        let active = self
-            .outbound
-            .iter()
-            .find(|outbound| outbound.role == Role::Sends);
+        let sender = |worker| {
+            let active = self.outbound_of(worker, Role::Sends)?;
+            let active = &self.outbound[active];
+            Some(Sender {
+                header: OuterHeader::new(active.path, self.params.df, active.sa.id.spi),
+                sa: active.sa.clone(),
+                activity: self.activity.clone(),
+            })
+        };
+        let workers = self.outbound.iter().filter_map(|outbound| outbound.worker);
+        let workers = workers.max().map_or(0, |highest| u32::from(highest) + 1);
         Tunnel {
             id: self.params.id,
             roaming: self.params.roaming,
             activity: self.activity.clone(),
-            sender: active.map(|active| Sender {
-                header: OuterHeader::new(active.path, self.params.df, active.sa.id.spi),
-                sa: active.sa.clone(),
-                activity: self.activity.clone(),
-            }),
+            sender: sender(None),
+            of_workers: (0..workers)
+                .map(|worker| sender(Some(worker as u16)))
+                .collect(),
         }
     }
 
-    /// If nothing sends, the oldest one standing by does.
+    /// Where nothing sends, the oldest one standing by does.
     fn promote(&mut self) {
-        let has = |role| {
-            self.outbound
-                .iter()
-                .position(|outbound| outbound.role == role)
-        };
-        if let (None, Some(oldest)) = (has(Role::Sends), has(Role::StandsBy)) {
-            Arc::make_mut(&mut self.outbound[oldest]).role = Role::Sends;
+        let workers: BTreeSet<Option<u16>> = self
+            .outbound
+            .iter()
+            .map(|outbound| outbound.worker)
+            .collect();
+        for worker in workers {
+            let has = |role| self.outbound_of(worker, role);
+            if let (None, Some(oldest)) = (has(Role::Sends), has(Role::StandsBy)) {
+                Arc::make_mut(&mut self.outbound[oldest]).role = Role::Sends;
+            }
         }
+    }
+
+    /// The oldest of a worker's SAs in this role.
+    fn outbound_of(&self, worker: Option<u16>, role: Role) -> Option<usize> {
+        let mut outbound = self.outbound.iter();
+        outbound.position(|outbound| outbound.worker == worker && outbound.role == role)
     }
 }
 
@@ -465,6 +483,7 @@ impl Outbound {
         Self {
             sa: Arc::new(sa),
             path: params.path,
+            worker: params.worker,
             role: Role::StandsBy,
             key,
         }

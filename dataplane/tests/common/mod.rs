@@ -137,6 +137,7 @@ impl Scene {
             selectors: self.selectors(),
             lifetime: self.lifetime,
             sequence: self.sequence,
+            worker: None,
         }
     }
 

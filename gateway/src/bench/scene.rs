@@ -215,6 +215,7 @@ fn commands(suite: AeadSuite, direction: Direction, number: usize) -> [SaCommand
             selectors: vec![selectors],
             lifetime: Lifetime::UNLIMITED,
             sequence: SequenceStart::FRESH,
+            worker: None,
         }),
     ]
 }

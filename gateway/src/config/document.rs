@@ -77,6 +77,7 @@ pub(super) struct PeerDocument {
     pub rekey: RekeyDocument,
     pub esn: Option<bool>,
     pub window_packets: Option<At<u64>>,
+    pub parallel_sas: Option<At<u64>>,
     pub df: Option<At<String>>,
 }
 

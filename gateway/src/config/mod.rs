@@ -188,6 +188,8 @@ pub struct Peer {
     pub esn: Esn,
     /// The replay window.
     pub window: WindowSize,
+    /// SAs each way, one for each worker that sends.
+    pub parallel_sas: u8,
     /// The DF bit of outer IPv4 headers.
     pub df: DfPolicy,
 }

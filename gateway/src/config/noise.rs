@@ -22,6 +22,7 @@ impl Peer {
             suites: self.suites.clone(),
             esn: self.esn,
             window: self.window,
+            parallel_sas: self.parallel_sas,
             df: self.df,
             kem: self.kem,
             initiate: self.initiate,

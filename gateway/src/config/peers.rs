@@ -13,6 +13,8 @@ use std::{net::SocketAddr, path::Path};
 
 const DEFAULT_DEAD_AFTER_SECONDS: u16 = 15;
 const DAY_SECONDS: u64 = 86_400;
+/// So many SPIs does a handshake have room for.
+const PARALLEL_SAS_MAX: u64 = 16;
 
 /// In the document's order; `None` where a peer was wrong and has been reported.
 pub(super) fn all(
@@ -87,6 +89,12 @@ fn peer(
     let suites = suites(p, document.suites.as_ref(), &at("suites"));
     let rekey = rekey(p, &document.rekey, &at("rekey"));
     let window = window(p, document.window_packets.as_ref(), &at("window_packets"));
+    let parallel_sas = number(
+        p,
+        document.parallel_sas.as_ref(),
+        &at("parallel_sas"),
+        1..=PARALLEL_SAS_MAX,
+    );
     let df = df(p, document.df.as_ref(), &at("df"));
     Some(Peer {
         name: name?,
@@ -102,6 +110,7 @@ fn peer(
         rekey,
         esn: esn(document.esn),
         window,
+        parallel_sas: parallel_sas.map_or(1, |sas| sas as u8),
         df,
     })
 }

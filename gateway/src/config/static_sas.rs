@@ -119,6 +119,7 @@ impl StaticSa {
             selectors: self.selectors.clone(),
             lifetime: self.lifetime,
             sequence,
+            worker: None,
         };
         SaPair {
             inbound: sa(Direction::Inbound, &self.inbound, SequenceStart::FRESH),

@@ -210,6 +210,7 @@ fn what_the_tables_refuse_is_told_of_the_child_and_changes_nothing_else() {
         )],
         lifetime: esplane_api::Lifetime::UNLIMITED,
         sequence: esplane_api::SequenceStart::FRESH,
+        worker: None,
     };
     let outbound = esplane_api::SaParams {
         direction: Direction::Outbound,

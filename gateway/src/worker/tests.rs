@@ -219,6 +219,7 @@ fn outbound() -> SaCommand {
         }],
         lifetime: Lifetime::UNLIMITED,
         sequence: SequenceStart::FRESH,
+        worker: None,
     })
 }
 

@@ -291,6 +291,7 @@ impl Site {
             selectors: self.selectors(),
             lifetime: Lifetime::UNLIMITED,
             sequence: SequenceStart::FRESH,
+            worker: None,
         }
     }
 

@@ -289,5 +289,6 @@ fn sa(direction: Direction) -> SaParams {
         selectors: any(),
         lifetime: Lifetime::UNLIMITED,
         sequence: SequenceStart::FRESH,
+        worker: None,
     }
 }

@@ -18,6 +18,8 @@ use std::{
 
 /// Packets of one batch, and packets held while an SA is negotiated.
 const BATCH_PACKETS: usize = 32;
+/// Workers of a gateway.
+const WORKERS: usize = 3;
 const HELD_PACKETS_MAX: usize = 64;
 const FRAME_BYTES: usize = 2048;
 
@@ -57,7 +59,7 @@ impl GatewaySpec {
     }
 }
 
-/// One running gateway: a [`Node`] with one worker's scratch memory and a hold queue, without sockets.
+/// One running gateway: a [`Node`] with the scratch memory of workers, who take turns at sending, and a hold queue, without sockets.
 pub struct Gateway {
     /// Its configuration, as the next restart finds it.
     pub spec: GatewaySpec,
@@ -72,7 +74,8 @@ pub struct Gateway {
     /// Manually keyed SAs that have ended.
     pub ended: Vec<SaEvent>,
     batch: Batch,
-    outbound: Outbound,
+    outbound: [Outbound; WORKERS],
+    turn: usize,
     inbound: Inbound,
     report: Report,
     held: VecDeque<Vec<u8>>,
@@ -109,7 +112,10 @@ impl Gateway {
             notices: Vec::new(),
             ended: Vec::new(),
             batch: Batch::new(BATCH_PACKETS, FRAME_BYTES),
-            outbound: Outbound::new(BATCH_PACKETS),
+            outbound: std::array::from_fn(|worker| {
+                Outbound::new(BATCH_PACKETS).of_worker(worker as u16)
+            }),
+            turn: 0,
             inbound: Inbound::new(BATCH_PACKETS),
             report: Report::new(),
             held: VecDeque::new(),
@@ -264,8 +270,8 @@ impl Gateway {
                 "stories send packets that fit"
             );
         }
-        self.outbound
-            .process(&self.node.tables(), &mut self.batch, &mut self.report);
+        self.turn = (self.turn + 1) % WORKERS;
+        self.outbound[self.turn].process(&self.node.tables(), &mut self.batch, &mut self.report);
         for (index, packet) in packets.iter().enumerate() {
             let sealed = self.batch.packets()[index];
             match sealed.verdict {
@@ -298,7 +304,7 @@ impl Gateway {
 
     fn send_dummy(&mut self, tunnel: TunnelId) {
         self.batch.clear();
-        if self.outbound.dummy(
+        if self.outbound[0].dummy(
             &self.node.tables(),
             tunnel,
             &mut self.batch,

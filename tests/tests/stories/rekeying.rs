@@ -1,6 +1,7 @@
 //! Keys are replaced while traffic flows; nobody may notice.
 
 use crate::seconds;
+use esplane_api::Direction;
 use esplane_control_noise::RekeyPolicy;
 use esplane_tests::sim::{GatewayId, World};
 
@@ -23,6 +24,30 @@ fn ten_rekeys_under_load_lose_nothing() {
         world.laws.esp_packets() >= 120 * 170,
         "the laws have been watching"
     );
+}
+
+/// With an SA for each worker (RFC 9611) the same holds, and each worker's packets carry its SPI.
+#[test]
+fn workers_with_sas_of_their_own_rekey_together_and_lose_nothing() {
+    let (mut world, berlin, oslo) = World::pair(17, |gateway, peer| {
+        peer.rekey.seconds = 10;
+        peer.parallel_sas = if gateway == GatewayId(0) { 3 } else { 4 };
+    });
+    world.flow(berlin, oslo, 100, seconds(60));
+    world.flow(oslo, berlin, 70, seconds(60));
+    world.run(seconds(65));
+    world.assert_nothing_lost();
+    world.assert_nothing_dropped();
+    assert!(world[berlin].peer("oslo").rekeys >= 5);
+    for gateway in [berlin, oslo] {
+        let sas = world[gateway].node.table_writer().sas();
+        let sending = sas
+            .iter()
+            .filter(|sa| sa.id.direction == Direction::Outbound);
+        let packets: Vec<u64> = sending.map(|sa| sa.statistics.packets).collect();
+        assert_eq!(packets.len(), 3, "no more than both want: {sas:#?}");
+        assert!(packets.iter().all(|packets| *packets > 0), "{packets:?}");
+    }
 }
 
 /// Old SAs go away: after hours of rekeying there are as many as after the first.

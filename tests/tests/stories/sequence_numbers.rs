@@ -49,6 +49,7 @@ fn install(world: &mut World, gateway: GatewayId, esn: Esn, first: u64) {
             first,
             ..SequenceStart::FRESH
         },
+        worker: None,
     };
     let pair = SaPair {
         inbound: sa(Direction::Inbound, other),

@@ -135,6 +135,8 @@ const WRONG_VALUES: &[(&str, &str)] = &[
     ("$PEER esn: «64 }\n", "true or false"),
     ("$PEER window_packets: «16 }\n", "use 32 to 65536"),
     ("$PEER window_packets: «99999999999 }\n", "use 32 to 65536"),
+    ("$PEER parallel_sas: «0 }\n", "use 1 to 16"),
+    ("$PEER parallel_sas: «17 }\n", "use 1 to 16"),
     ("$PEER df: «keep }\n", "use clear, set, copy"),
     (
         "$PEER }\n- { name: «p, public_key: $3, routes: [10.3.0.0/16] }\n",
