@@ -11,9 +11,9 @@ pub enum SaCommand {
     /// Remove a tunnel, its policies and its SAs. Packets for it then meet no policy.
     RemoveTunnel(TunnelId),
     /// Install one SA. An inbound SA receives from now on. An outbound SA sends if the tunnel has
-    /// none that does, else it stands by.
+    /// none that does for its worker ([`SaParams::worker`]), else it stands by.
     Install(SaParams),
-    /// Send with this installed outbound SA from now on; the one that sent so far stands by.
+    /// Send with this installed outbound SA from now on; the one that sent so far, for the same worker, stands by.
     Activate {
         /// The tunnel.
         tunnel: TunnelId,

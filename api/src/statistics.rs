@@ -25,8 +25,10 @@ pub struct SaStatus {
     pub esn: Esn,
     /// Where its packets travel.
     pub path: OuterPath,
-    /// Outbound: whether it is the one that sends. Inbound: always true.
+    /// Outbound: whether it is the one that sends, of those with the same `worker`. Inbound: always true.
     pub active: bool,
+    /// Outbound: the one worker that sends with it, if it is one's alone.
+    pub worker: Option<u16>,
     /// Outbound: the last number sent. Inbound: the highest received.
     pub sequence: u64,
     /// What it has carried.

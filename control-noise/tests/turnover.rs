@@ -53,7 +53,7 @@ fn an_sa_for_each_worker_rekeys_with_all_others_and_loses_nothing() {
         for (node, offers) in [(0, west), (1, east)] {
             let inbound = world.nodes[node].tunnels[&TUNNEL].inbound.len();
             assert!(
-                inbound % usize::from(offers) == 0,
+                inbound.is_multiple_of(offers.into()),
                 "whole generations: {inbound}"
             );
         }

@@ -322,17 +322,21 @@ fn sas(status: &Status) -> Table {
             sa.encapsulation.clone(),
             sa.sequence.to_string(),
             traffic(&sa.traffic),
-            role(sa, inbound).to_owned(),
+            role(sa, inbound),
         ]);
     }
     table
 }
 
-fn role(sa: &SaRow, inbound: bool) -> &'static str {
-    match (inbound, sa.active) {
+fn role(sa: &SaRow, inbound: bool) -> String {
+    let role = match (inbound, sa.active) {
         (true, _) => "receives",
         (false, true) => "sends",
         (false, false) => "stands by",
+    };
+    match sa.worker {
+        Some(worker) => format!("{role} for worker {worker}"),
+        None => role.to_owned(),
     }
 }
 

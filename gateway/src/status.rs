@@ -167,6 +167,9 @@ pub struct SaRow {
     pub esn: bool,
     /// Whether it is the one that sends (inbound: always).
     pub active: bool,
+    /// The one worker that sends with it, if it is one's alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub worker: Option<u16>,
     /// Our address.
     pub local: String,
     /// The peer's address.
@@ -256,6 +259,7 @@ impl SaRow {
             suite: sa.suite.to_string(),
             esn: sa.esn == esplane_api::Esn::On,
             active: sa.active,
+            worker: sa.worker,
             local: match path.encap() {
                 Some(encap) => {
                     std::net::SocketAddr::new(path.local(), encap.local_port).to_string()
@@ -353,6 +357,7 @@ mod tests {
             esn: Esn::On,
             path: OuterPath::new(local, remote, Some(encap)).unwrap(),
             active: true,
+            worker: None,
             sequence: packets,
             statistics: SaStatistics {
                 packets,

@@ -110,6 +110,27 @@ def rekeys_under_traffic_lose_nothing(world):
     assert unexpected(a) == {} and unexpected(b) == {}
 
 
+def workers_send_with_sas_of_their_own(world):
+    """RFC 9611: berlin has two workers, and offers oslo as many SAs; over rekeys both send, each with its own."""
+    own = "parallel_sas: 2\n    rekey: { seconds: 4 }"
+    world.configure(berlin=own, oslo=own)
+    a, b = world.start()
+    berlin, oslo = world.machines
+    eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
+    # Each from a port of its own, so that flows reach both workers.
+    trips = [berlin.echo(oslo.inner_v4, 200, timeout=2) for _ in range_for(seconds=10)]
+    assert trips.count(False) == 0, f"{trips.count(False)} of {len(trips)} round trips lost"
+    assert a.status()["peers"][0]["rekeys"] >= 2
+    for _ in range(64):
+        assert berlin.echo(oslo.inner_v4, 200, timeout=2)
+    for daemon in (a, b):
+        sending = [sa for sa in daemon.status()["sas"] if sa["direction"] == "outbound"]
+        assert sorted(sa.get("worker", 0) for sa in sending) == [0, 1], sending
+        assert all(sa["traffic"]["packets"] for sa in sending), sending
+        assert "sends for worker 1" in daemon.show("sas"), daemon.show("sas")
+    assert unexpected(a) == {} and unexpected(b) == {}
+
+
 def nothing_leaves_in_clear_when_the_peer_is_down(world):
     world.configure()
     a, _ = world.daemons
@@ -591,6 +612,7 @@ STORIES = [
     traffic_flows_and_is_shown,
     a_large_transfer_over_tcp_arrives_whole,
     rekeys_under_traffic_lose_nothing,
+    workers_send_with_sas_of_their_own,
     nothing_leaves_in_clear_when_the_peer_is_down,
     a_reload_adds_a_network,
     a_failed_reload_changes_nothing,

@@ -497,6 +497,7 @@ impl Outbound {
             esn: self.sa.sequence.esn(),
             path: self.path,
             active: self.role == Role::Sends,
+            worker: self.worker,
             sequence: self.sa.sequence.used(),
             statistics: self.sa.statistics(),
         }
@@ -541,6 +542,7 @@ impl Inbound {
             esn: self.sa.esn,
             path: self.path,
             active: true,
+            worker: None,
             sequence: self.sa.window.head(),
             statistics: self.sa.statistics(),
         }
