@@ -219,6 +219,50 @@ fn four_packets_of_one_key_and_of_four() {
     }
 }
 
+/// What goes abreast is picked from 64 jobs at a time, one key's first; while one four is encrypted, the one before is
+/// hashed; and what is left over is a four as well if it is more than one.
+#[test]
+fn runs_of_packets_alike_of_any_count_and_of_few_keys() {
+    for aead in Aead::all() {
+        let mut random = Random(7);
+        for suite in SUITES {
+            for count in [1, 2, 9] {
+                let keys = keys(aead, count, |_| suite, &mut random);
+                for blocks in 1..=20 {
+                    for packets_alike in [2, 3, 7, 8, 13, 70] {
+                        let sizes: Vec<usize> = (0..packets_alike)
+                            .map(|_| 16 * blocks - random.below(16))
+                            .collect();
+                        let packets = packets(&sizes, count, &mut random);
+                        check(aead, &keys, &packets, &mut random);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn three_sizes_and_two_suites_shuffled() {
+    for aead in Aead::all() {
+        let mut random = Random(8);
+        for count in [1, 2, 5, 200] {
+            let keys = keys(aead, count, |i| SUITES[i % 2], &mut random);
+            for _ in 0..12 {
+                let sizes: Vec<usize> = (0..random.below(200) + 1)
+                    .map(|_| [68, 44 + random.below(16), 180, 580][random.below(4)])
+                    .collect();
+                check(
+                    aead,
+                    &keys,
+                    &packets(&sizes, count, &mut random),
+                    &mut random,
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn mixed_sizes_and_suites_in_one_run() {
     for aead in Aead::all() {

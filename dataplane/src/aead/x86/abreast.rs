@@ -1,17 +1,36 @@
 //! Four packets abreast: each lane of a vector holds a block of another packet, of equal block count, and one reduction
 //! ends all four. The cheapest way for short packets; they are picked out of a run, wherever they stand in it.
+//!
+//! ```text
+//!   lane    0           1           2           3
+//!           J0 of a     J0 of b     J0 of c     J0 of d        stream 1   hashed beside it: the AAD
+//!           a's 1st     b's 1st     c's 1st     d's 1st        stream 2
+//!           …                                                  …
+//!           a's nth     b's nth     c's nth     d's nth        stream n + 1
+//! ```
+//!
+//! Up to eight streams are a pass. Alone, it would wait most of the time: ten rounds of AES, a multiplication and its
+//! reduction one after the other are a hundred cycles, and the instructions of a pass and a half are all that the core
+//! looks ahead. So AES works on one pass while the multiplier hashes the pass before, instruction by instruction, as in
+//! `parts.rs`.
 
-use super::{super::*, parts, *};
+use super::{
+    super::*,
+    chunk::{CHUNK, Chunk, Four, LONG, LONG_KEY},
+    halves::{Halves, prepared},
+    parts, *,
+};
 use crate::aead::x86::{
     key::POWERS,
     packet::{finish, icv},
 };
+use core::ops::Range;
 
-/// The largest packets, in blocks, that go abreast: AAD and lengths need a power each.
-const BLOCKS_MAX: usize = POWERS - 2;
+/// The largest packets, in blocks, that go abreast.
+const BLOCKS_MAX: usize = 17;
+/// The same, if their keys differ: there, every round key and power is put together from four.
+const BLOCKS_MAX_MIXED: usize = 9;
 const _: () = assert!(BLOCKS_MAX + 2 <= COUNTERS_BLOCKS);
-/// Streams of a pass: what registers hold.
-const PASS: usize = 8;
 
 /// The same of each of four. Written out: `array::map` is compiled without this width's features, and what it calls would
 /// not be inlined.
@@ -39,274 +58,343 @@ macro_rules! each {
     }};
 }
 
-/// Packets of equal block count that wait for their fourth, by their numbers in the run.
-struct Waiting {
-    numbers: [[u32; 4]; BLOCKS_MAX + 1],
-    counts: [u8; BLOCKS_MAX + 1],
-    /// Bit b: somebody waits with b blocks.
-    any: u32,
+/// All rounds of AES but the last.
+macro_rules! encrypt {
+    ($same_key:ident, $four:expr, $rounds:expr, $streams:expr) => {{
+        let rounds = $rounds;
+        each_round!(round of rounds {
+            let key = round_key::<$same_key>(&$four, round);
+            for s in &mut $streams {
+                *s = _mm512_aesenc_epi128(*s, key);
+            }
+        });
+    }};
+}
+
+/// The same, and beside it GHASH: adds to a sum the products of so many blocks behind (or the lengths, which follow them)
+/// with the powers of H from one on downwards. A macro, as is the one above, since a function would not be inlined.
+macro_rules! encrypt_and_hash {
+    ($same_key:ident, $four:expr, $rounds:expr, $streams:expr, $behind:expr, $count:expr, $power:expr, $sum:expr) => {{
+        let rounds = $rounds;
+        each_round!(round of rounds {
+            let key = round_key::<$same_key>(&$four, round);
+            for s in &mut $streams {
+                *s = in_order(_mm512_aesenc_epi128(*s, key));
+            }
+            let i = 2 * (round - 1);
+            if i + 1 < $count {
+                two_products::<_, $same_key>(&$behind, i, $power - i, &mut $sum);
+            } else if i + 1 == $count {
+                product::<_, $same_key>(&$behind, i, $power - i, &mut $sum);
+            }
+        });
+    }};
 }
 
 with_features! {
-    /// Seals or opens all jobs of the run: four abreast where four are alike, the others as a pipeline of parts.
+    /// Seals or opens all jobs of the run: four abreast where some are alike, the others as a pipeline of parts.
     pub(in crate::aead::x86) fn all<const SEAL: bool>(mut run: Run<'_, '_>) {
         let Some(first) = (0..run.jobs.len()).find_map(|index| run.packet::<LANES>(index)) else {
             return run.jobs.iter_mut().for_each(|job| job.ok = false);
         };
-        let mut waiting = Waiting { numbers: [[0; 4]; BLOCKS_MAX + 1], counts: [0; BLOCKS_MAX + 1], any: 0 };
-        let mut behind = parts::Behind::new(first);
-        let mut index = 0;
-        while index < run.jobs.len() {
-            match run.packet::<LANES>(index) {
-                None => run.jobs[index].ok = false,
-                Some(packet) if (1..=BLOCKS_MAX).contains(&packet.blocks()) => {
-                    let next = index as u32;
-                    if next_alike(&run, index, &packet) {
-                        four_jobs::<SEAL>(&mut run, &mut behind, &[next, next + 1, next + 2, next + 3]);
-                        index += 3;
-                    } else if let Some(four) = waiting.add(packet.blocks(), index) {
-                        four_jobs::<SEAL>(&mut run, &mut behind, four);
-                    }
+        let halves = Halves::new();
+        let mut others = parts::Behind::new(first);
+        let mut start = 0;
+        while start < run.jobs.len() {
+            let end = run.jobs.len().min(start + CHUNK);
+            one_chunk::<SEAL>(&mut run, &halves, &mut others, start..end);
+            start = end;
+        }
+        parts::end_run::<SEAL>(&mut run, &mut others);
+    }
+
+    fn one_chunk<'k, const SEAL: bool>(
+        run: &mut Run<'_, 'k>, halves: &Halves, others: &mut parts::Behind, jobs: Range<usize>,
+    ) {
+        let mut chunk = Chunk::new(jobs.start);
+        chunk.read(run, jobs, BLOCKS_MAX);
+        // SAFETY: 64 bytes.
+        let kinds = unsafe { load(chunk.kinds.0.as_ptr()) };
+        let mut left = _mm512_test_epi8_mask(kinds, kinds);
+        while left != 0 {
+            let kind = chunk.kinds.0[left.trailing_zeros() as usize];
+            let alike = left & _mm512_cmpeq_epi8_mask(kinds, _mm512_set1_epi8(kind as i8));
+            left &= !alike;
+            let one_by_one = match kind {
+                LONG => alike,
+                _ => abreast::<SEAL>(run, halves, &chunk, alike, usize::from(kind & !LONG_KEY), kind & LONG_KEY != 0),
+            };
+            each_of(one_by_one, |i| {
+                let job = chunk.start + i;
+                if let Some(packet) = run.packet::<LANES>(job) {
+                    parts::packet::<SEAL>(run, others, job, &packet);
                 }
-                Some(packet) => parts::packet::<SEAL>(&mut run, &mut behind, index, &packet),
+            });
+        }
+    }
+
+    /// Takes packets of one kind, one bit each: four of one key as long as there are, then four of any. Gives what
+    /// remains: one at most.
+    fn abreast<'k, const SEAL: bool>(
+        run: &mut Run<'_, 'k>, halves: &Halves, chunk: &Chunk<'k>, mut alike: u64, blocks: usize, long_key: bool,
+    ) -> u64 {
+        let rounds = if long_key { 14 } else { 10 };
+        loop {
+            let mut same_key = alike & same_keys(chunk, alike);
+            let rest = same_key.count_ones() % 4;
+            if same_key.count_ones() < 4 {
+                break;
             }
-            index += 1;
-        }
-        while waiting.any != 0 {
-            let blocks = waiting.any.trailing_zeros() as usize;
-            waiting.any &= waiting.any - 1;
-            for number in &waiting.numbers[blocks][..usize::from(waiting.counts[blocks] & 3)] {
-                alone::<SEAL>(&mut run, &mut behind, *number as usize);
+            // What does not make four stays for later.
+            let mut over = 0;
+            for _ in 0..rest {
+                over |= same_key & same_key.wrapping_neg();
+                same_key &= same_key - 1;
             }
+            alike = alike & !same_key | over;
+            let key = chunk.packet(same_key.trailing_zeros() as usize).key;
+            let sums = prepared(halves, key, blocks + 2);
+            of_kind::<true, SEAL>(run, chunk, same_key, blocks, rounds, sums);
         }
-        parts::end_run::<SEAL>(&mut run, &mut behind);
+        if blocks > BLOCKS_MAX_MIXED {
+            return alike;
+        }
+        let rest = u64::from(alike.count_ones() % 4 == 1) * (alike & alike.wrapping_neg());
+        if alike != rest {
+            of_kind::<false, SEAL>(run, chunk, alike ^ rest, blocks, rounds, core::ptr::null());
+        }
+        rest
     }
 
-    /// Whether the next three have as many blocks: mostly they have, or the very next has not.
-    fn next_alike(run: &Run<'_, '_>, index: usize, packet: &Packet<'_>) -> bool {
-        let Some(next) = run.jobs.get(index + 1..index + 4) else { return false };
-        let alike = |i: usize| {
-            let job: &Job<'_> = &next[i];
-            job.payload.end.wrapping_sub(job.payload.start).wrapping_add(15) / 16 == packet.blocks()
-        };
-        alike(0) && alike(1) && alike(2)
+    /// Whose key is that of the first of `alike`.
+    fn same_keys(chunk: &Chunk<'_>, alike: u64) -> u64 {
+        let Some(key) = chunk.keys.0.get(alike.trailing_zeros() as usize) else { return 0 };
+        let key = _mm512_set1_epi64(key.addr() as i64);
+        let mut same = 0;
+        for (i, keys) in chunk.keys.0.chunks_exact(8).enumerate() {
+            // SAFETY: 64 bytes.
+            let keys = unsafe { load(keys.as_ptr().cast()) };
+            same |= u64::from(_mm512_cmpeq_epi64_mask(keys, key)) << (8 * i);
+        }
+        same
     }
 
-    fn alone<'k, const SEAL: bool>(run: &mut Run<'_, 'k>, behind: &mut parts::Behind, index: usize) {
-        match run.packet::<LANES>(index) {
-            Some(packet) => parts::packet::<SEAL>(run, behind, index, &packet),
-            None => run.jobs[index].ok = false,
+    fn of_kind<'k, const SAME_KEY: bool, const SEAL: bool>(
+        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, set: u64, blocks: usize, rounds: usize, sums: *const __m128i,
+    ) {
+        match blocks {
+            1 => one_pass::<2, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            2 => one_pass::<3, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            3 => one_pass::<4, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            4 => one_pass::<5, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            5 => one_pass::<6, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            6 => one_pass::<7, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            7 => one_pass::<8, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            8 => one_pass::<9, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            9 => one_pass::<10, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
+            10 => two_passes::<6, 5, SEAL>(run, chunk, set, rounds, sums),
+            11 => two_passes::<6, 6, SEAL>(run, chunk, set, rounds, sums),
+            12 => two_passes::<7, 6, SEAL>(run, chunk, set, rounds, sums),
+            13 => two_passes::<7, 7, SEAL>(run, chunk, set, rounds, sums),
+            14 => two_passes::<8, 7, SEAL>(run, chunk, set, rounds, sums),
+            15 => two_passes::<8, 8, SEAL>(run, chunk, set, rounds, sums),
+            16 => two_passes::<9, 8, SEAL>(run, chunk, set, rounds, sums),
+            _ => two_passes::<9, 9, SEAL>(run, chunk, set, rounds, sums),
         }
-    }
-
-    /// Four packets of equal block count.
-    fn four_jobs<'k, const SEAL: bool>(run: &mut Run<'_, 'k>, behind: &mut parts::Behind, numbers: &[u32; 4]) {
-        // One by one: what was written as words and is read as a vector at once would have to wait for the cache.
-        let at = |i: usize| numbers[i] as usize;
-        let (a, b) = (run.packet::<LANES>(at(0)), run.packet::<LANES>(at(1)));
-        let (c, d) = (run.packet::<LANES>(at(2)), run.packet::<LANES>(at(3)));
-        let (Some(a), Some(b), Some(c), Some(d)) = (a, b, c, d) else {
-            for number in numbers {
-                alone::<SEAL>(run, behind, *number as usize);
-            }
-            return;
-        };
-        let four = [a, b, c, d];
-        let same_key = each!(p of &four => core::ptr::eq(p.key, a.key)) == [true; 4];
-        let same_rounds = each!(p of &four => p.key.rounds == a.key.rounds) == [true; 4];
-        let ok = match (same_key, a.key.rounds) {
-            (true, 10) => any_blocks::<10, true, SEAL>(&four),
-            (true, _) => any_blocks::<14, true, SEAL>(&four),
-            (_, 10) if same_rounds => any_blocks::<10, false, SEAL>(&four),
-            (_, 14) if same_rounds => any_blocks::<14, false, SEAL>(&four),
-            _ => {
-                for number in numbers {
-                    alone::<SEAL>(run, behind, *number as usize);
-                }
-                return;
-            }
-        };
-        for (i, ok) in ok.into_iter().enumerate() {
-            run.jobs[at(i)].ok = ok;
-        }
-    }
-
-    fn any_blocks<const R: usize, const SAME_KEY: bool, const SEAL: bool>(packets: &[Packet<'_>; 4]) -> [bool; 4] {
-        if packets[0].blocks() < PASS {
-            few_blocks::<R, SAME_KEY, SEAL>(packets)
-        } else {
-            many_blocks::<R, SAME_KEY, SEAL>(packets)
-        }
-    }
-
-    /// J0 and all blocks in one pass.
-    fn few_blocks<const R: usize, const SAME_KEY: bool, const SEAL: bool>(packets: &[Packet<'_>; 4]) -> [bool; 4] {
-        let mut four = Four::begin::<SAME_KEY>(packets);
-        match packets[0].blocks() {
-            1 => pass::<R, 2, SAME_KEY, SEAL, true, true>(&mut four, 0),
-            2 => pass::<R, 3, SAME_KEY, SEAL, true, true>(&mut four, 0),
-            3 => pass::<R, 4, SAME_KEY, SEAL, true, true>(&mut four, 0),
-            4 => pass::<R, 5, SAME_KEY, SEAL, true, true>(&mut four, 0),
-            5 => pass::<R, 6, SAME_KEY, SEAL, true, true>(&mut four, 0),
-            6 => pass::<R, 7, SAME_KEY, SEAL, true, true>(&mut four, 0),
-            _ => pass::<R, 8, SAME_KEY, SEAL, true, true>(&mut four, 0),
-        }
-        four.end::<SAME_KEY, SEAL>()
-    }
-
-    /// Several passes.
-    fn many_blocks<const R: usize, const SAME_KEY: bool, const SEAL: bool>(packets: &[Packet<'_>; 4]) -> [bool; 4] {
-        let mut four = Four::begin::<SAME_KEY>(packets);
-        pass::<R, PASS, SAME_KEY, SEAL, true, false>(&mut four, 0);
-        let mut at = PASS - 1;
-        while packets[0].blocks() - at > PASS {
-            pass::<R, PASS, SAME_KEY, SEAL, false, false>(&mut four, at);
-            at += PASS;
-        }
-        match packets[0].blocks() - at {
-            1 => pass::<R, 1, SAME_KEY, SEAL, false, true>(&mut four, at),
-            2 => pass::<R, 2, SAME_KEY, SEAL, false, true>(&mut four, at),
-            3 => pass::<R, 3, SAME_KEY, SEAL, false, true>(&mut four, at),
-            4 => pass::<R, 4, SAME_KEY, SEAL, false, true>(&mut four, at),
-            5 => pass::<R, 5, SAME_KEY, SEAL, false, true>(&mut four, at),
-            6 => pass::<R, 6, SAME_KEY, SEAL, false, true>(&mut four, at),
-            7 => pass::<R, 7, SAME_KEY, SEAL, false, true>(&mut four, at),
-            _ => pass::<R, 8, SAME_KEY, SEAL, false, true>(&mut four, at),
-        }
-        four.end::<SAME_KEY, SEAL>()
     }
 }
 
-impl Waiting {
-    /// One more with so many blocks: gives the four as soon as there are four.
-    #[inline(always)]
-    fn add(&mut self, blocks: usize, index: usize) -> Option<&[u32; 4]> {
-        let count = self.counts[blocks];
-        self.numbers[blocks][usize::from(count & 3)] = index as u32;
-        self.counts[blocks] = (count + 1) & 3;
-        if count == 3 {
-            self.any &= !(1 << blocks);
-            return Some(&self.numbers[blocks]);
-        }
-        self.any |= 1 << blocks;
-        None
-    }
-}
-
-/// Four packets on their way.
-struct Four<'r, 'k> {
-    packets: &'r [Packet<'k>; 4],
-    blocks: usize,
-    nonces: Vector,
+/// What is encrypted or read, and still to be hashed: of four packets, what N streams of theirs have encrypted.
+#[derive(Clone, Copy)]
+struct Behind<'c, 'k, const N: usize> {
+    four: Four<'c, 'k>,
+    /// Byte-reversed. Where the first stream is J0, the AAD is first.
+    blocks: [Vector; N],
     tag_masks: Vector,
-    sum: parts::Products,
-}
-
-impl<'r, 'k> Four<'r, 'k> {
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq,aes,pclmulqdq,bmi2"
-    )]
-    #[inline]
-    fn begin<const SAME_KEY: bool>(packets: &'r [Packet<'k>; 4]) -> Self {
-        // SAFETY: 16 bytes are readable at nonce and AAD.
-        let (nonces, aads) = unsafe {
-            (
-                gathered(each!(p of packets => p.nonce)),
-                gathered(each!(p of packets => p.aad)),
-            )
-        };
-        let blocks = packets[0].blocks();
-        let mut four = Self {
-            packets,
-            blocks,
-            nonces: add(
-                _mm512_maskz_mov_epi32(0x7777, nonces),
-                round_key::<SAME_KEY>(packets, 0),
-            ),
-            tag_masks: zero(),
-            sum: parts::no_products(),
-        };
-        parts::multiply_add(
-            &mut four.sum,
-            reversed(aads),
-            power::<SAME_KEY>(packets, blocks + 2),
-        );
-        four
-    }
-
-    /// Hashes the lengths, reduces, and ends each packet.
-    #[target_feature(
-        enable = "avx512f,avx512bw,avx512dq,avx512vl,vaes,vpclmulqdq,aes,pclmulqdq,bmi2"
-    )]
-    #[inline]
-    fn end<const SAME_KEY: bool, const SEAL: bool>(mut self) -> [bool; 4] {
-        let packets = self.packets;
-        let bytes =
-            lanes_of(each!(p of packets => _mm_set_epi64x(p.aad_bytes as i64, p.bytes as i64)));
-        let lengths = _mm512_slli_epi64::<3>(bytes);
-        parts::multiply_add(&mut self.sum, lengths, power::<SAME_KEY>(packets, 1));
-        let tags = add(reversed(reduce(self.sum)), self.tag_masks);
-        if SEAL {
-            // SAFETY: 16 bytes of ICV lie behind each payload.
-            unsafe { scatter(each!(p of packets => icv(p.payload, p.bytes)), tags) };
-            return [true; 4];
-        }
-        // SAFETY: as above.
-        let received =
-            unsafe { gathered(each!(p of packets => icv(p.payload, p.bytes).cast_const())) };
-        if _mm512_cmpneq_epi64_mask(received, tags) == 0 {
-            return [true; 4];
-        }
-        let tags = [
-            lane::<0>(tags),
-            lane::<1>(tags),
-            lane::<2>(tags),
-            lane::<3>(tags),
-        ];
-        let mut ok = [false; 4];
-        for (i, tag) in tags.into_iter().enumerate() {
-            ok[i] = finish::<false>(packets[i].payload, packets[i].bytes, tag);
-        }
-        ok
-    }
 }
 
 with_features! {
-    /// N streams through AES, and the blocks that they encrypt: from `at` on. With HEAD the first stream is J0; with
-    /// LAST the last block may be less than whole.
-    fn pass<const R: usize, const N: usize, const SAME_KEY: bool, const SEAL: bool, const HEAD: bool, const LAST: bool>(
-        four: &mut Four<'_, '_>, at: usize,
+    /// Packets that are one pass of N streams.
+    fn one_pass<'k, const N: usize, const SAME_KEY: bool, const SEAL: bool>(
+        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut set: u64, rounds: usize, sums: *const __m128i,
     ) {
-        let packets = four.packets;
-        let counter = at + if HEAD { 1 } else { 2 };
-        let mut stream = [zero(); N];
-        for (i, s) in stream.iter_mut().enumerate() {
-            *s = add(four.nonces, all_lanes_of(&COUNTERS.0[counter + i]));
-        }
-        each_round!(round of R {
-            let key = round_key::<SAME_KEY>(packets, round);
-            for s in &mut stream {
-                *s = _mm512_aesenc_epi128(*s, key);
+        let four = chunk.four(&mut { set }, sums);
+        let mut behind = Behind { four, blocks: [zero(); N], tag_masks: zero() };
+        let mut begins = true;
+        while set != 0 {
+            let four = chunk.four(&mut set, sums);
+            let mut streams = begun::<N, SAME_KEY>(&four, 1);
+            if begins {
+                begins = false;
+                encrypt!(SAME_KEY, four, rounds, streams);
+            } else {
+                let mut sum = parts::no_products();
+                encrypt_and_hash!(SAME_KEY, four, rounds, streams, behind, N + 1, N + 1, sum);
+                end::<SEAL>(run, &behind.four, sum, behind.tag_masks);
             }
-        });
-        let key = round_key::<SAME_KEY>(packets, R);
-        for s in &mut stream {
+            behind = crypted::<N, 0, SAME_KEY, SEAL>(&four, rounds, streams, 1, N - 1);
+        }
+        let mut sum = parts::no_products();
+        hash::<N, SAME_KEY>(&behind, N + 1, &mut sum);
+        end::<SEAL>(run, &behind.four, sum, behind.tag_masks);
+    }
+
+    /// Packets that are one pass of A streams, and one of B.
+    fn two_passes<'k, const A: usize, const B: usize, const SEAL: bool>(
+        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut set: u64, rounds: usize, sums: *const __m128i,
+    ) {
+        const SAME_KEY: bool = true;
+        let blocks = A + B - 1;
+        let four = chunk.four(&mut { set }, sums);
+        let mut second = Behind { four, blocks: [zero(); B], tag_masks: zero() };
+        let mut sum = parts::no_products();
+        let mut begins = true;
+        while set != 0 {
+            let four = chunk.four(&mut set, sums);
+            let mut streams = begun::<A, true>(&four, 1);
+            if begins {
+                begins = false;
+                encrypt!(SAME_KEY, four, rounds, streams);
+            } else {
+                encrypt_and_hash!(SAME_KEY, four, rounds, streams, second, B + 1, B + 1, sum);
+                end::<SEAL>(run, &second.four, sum, second.tag_masks);
+            }
+            let first = crypted::<A, 1, true, SEAL>(&four, rounds, streams, 1, blocks);
+            let mut streams = begun::<B, true>(&four, 1 + A);
+            sum = parts::no_products();
+            encrypt_and_hash!(SAME_KEY, four, rounds, streams, first, A, blocks + 2, sum);
+            second = crypted::<B, 2, true, SEAL>(&four, rounds, streams, 1 + A, blocks);
+            second.tag_masks = first.tag_masks;
+        }
+        hash::<B, true>(&second, B + 1, &mut sum);
+        end::<SEAL>(run, &second.four, sum, second.tag_masks);
+    }
+
+    /// N streams from number `first` on, before the first round.
+    fn begun<const N: usize, const SAME_KEY: bool>(four: &Four<'_, '_>, first: usize) -> [Vector; N] {
+        // SAFETY: 16 bytes are readable at each nonce.
+        let nonces = unsafe { gathered(each!(p of four.packets => p.nonce)) };
+        let nonces = add(_mm512_maskz_mov_epi32(0x7777, nonces), round_key::<SAME_KEY>(four, 0));
+        let mut streams = [zero(); N];
+        for (i, s) in streams.iter_mut().enumerate() {
+            *s = add(nonces, all_lanes_of(&COUNTERS.0[first + i]));
+        }
+        streams
+    }
+
+    /// GHASH of all blocks of what is behind, and of the lengths.
+    fn hash<const N: usize, const SAME_KEY: bool>(behind: &Behind<'_, '_, N>, power: usize, sum: &mut parts::Products) {
+        for i in 0..=N {
+            product::<N, SAME_KEY>(behind, i, power - i, sum);
+        }
+    }
+
+    /// Ends AES with streams from number `first` on, and crypts what payload they are for. PASS tells the callers apart:
+    /// what is called in one place only is inlined.
+    fn crypted<'c, 'k, const N: usize, const PASS: u8, const SAME_KEY: bool, const SEAL: bool>(
+        four: &Four<'c, 'k>, rounds: usize, mut streams: [Vector; N], first: usize, blocks: usize,
+    ) -> Behind<'c, 'k, N> {
+        let key = round_key::<SAME_KEY>(four, rounds);
+        for s in &mut streams {
             *s = _mm512_aesenclast_epi128(*s, key);
         }
-        let places = each!(p of packets => p.payload.wrapping_add(16 * at));
-        for (i, stream) in stream.into_iter().enumerate() {
-            if HEAD && i == 0 {
-                four.tag_masks = stream;
-                continue;
-            }
-            let j = i - usize::from(HEAD);
-            let places = each!(place of places => place.wrapping_add(16 * j));
-            let block = if LAST && i + 1 == N {
-                last_blocks::<SEAL>(places, each!(p of packets => p.bytes - 16 * (at + j)), stream)
+        let mut behind = Behind { four: *four, blocks: [zero(); N], tag_masks: streams[0] };
+        for (i, stream) in streams.into_iter().enumerate() {
+            behind.blocks[i] = if first + i == 1 {
+                // SAFETY: 16 bytes are readable at each AAD.
+                reversed(unsafe { gathered(each!(p of four.packets => p.nonce.wrapping_add(NONCE_BYTES))) })
             } else {
-                whole_blocks::<SEAL>(places, stream)
+                block::<SEAL>(four, first + i - 2, blocks, stream)
             };
-            parts::multiply_add(&mut four.sum, reversed(block), power::<SAME_KEY>(packets, four.blocks + 1 - at - j));
+        }
+        behind
+    }
+
+    /// Block i of what is behind; the lengths are after the last.
+    fn hashed<const N: usize>(behind: &Behind<'_, '_, N>, i: usize) -> Vector {
+        if i == N { lengths(&behind.four) } else { behind.blocks[i] }
+    }
+
+    /// Adds the product of block i with a power of H.
+    fn product<const N: usize, const SAME_KEY: bool>(
+        behind: &Behind<'_, '_, N>, i: usize, power: usize, sum: &mut parts::Products,
+    ) {
+        let (x, (power, halves)) = (hashed(behind, i), powers::<SAME_KEY>(&behind.four, power));
+        sum.low = add(sum.low, multiply::<0x00>(x, power));
+        sum.cross = add(sum.cross, multiply::<0x00>(parts::halves_added(x), halves));
+        sum.high = add(sum.high, multiply::<0x11>(x, power));
+    }
+
+    /// The same of block i and the next, with the next power. All six multiplications in a row: on Zen 5 each takes a cycle
+    /// of its own on the way into the core, and what was to go in together with others must wait.
+    fn two_products<const N: usize, const SAME_KEY: bool>(
+        behind: &Behind<'_, '_, N>, i: usize, power: usize, sum: &mut parts::Products,
+    ) {
+        let (mut x0, mut x1) = (hashed(behind, i), hashed(behind, i + 1));
+        let (mut h0, mut h1) = (parts::halves_added(x0), parts::halves_added(x1));
+        let (p0, s0) = powers::<SAME_KEY>(&behind.four, power);
+        let (p1, s1) = powers::<SAME_KEY>(&behind.four, power - 1);
+        let (low0, low1): (Vector, Vector);
+        // SAFETY: arithmetic of registers. It is not pure, so that the compiler leaves it where it stands.
+        unsafe {
+            asm!(
+                "vpclmulqdq {low0}, {x0}, {p0}, 0x00",
+                "vpclmulqdq {low1}, {x1}, {p1}, 0x00",
+                "vpclmulqdq {h0}, {h0}, {s0}, 0x00",
+                "vpclmulqdq {h1}, {h1}, {s1}, 0x00",
+                "vpclmulqdq {x0}, {x0}, {p0}, 0x11",
+                "vpclmulqdq {x1}, {x1}, {p1}, 0x11",
+                low0 = out(zmm_reg) low0, low1 = out(zmm_reg) low1,
+                x0 = inout(zmm_reg) x0, x1 = inout(zmm_reg) x1,
+                h0 = inout(zmm_reg) h0, h1 = inout(zmm_reg) h1,
+                p0 = in(zmm_reg) p0, p1 = in(zmm_reg) p1,
+                s0 = in(zmm_reg) s0, s1 = in(zmm_reg) s1,
+                options(nomem, nostack, preserves_flags),
+            );
+        }
+        sum.low = add(sum.low, add(low0, low1));
+        sum.cross = add(sum.cross, add(h0, h1));
+        sum.high = add(sum.high, add(x0, x1));
+    }
+
+    /// Crypts block `number` of so many in each packet; gives what is to be hashed.
+    fn block<const SEAL: bool>(four: &Four<'_, '_>, number: usize, blocks: usize, stream: Vector) -> Vector {
+        let places = each!(p of four.packets => p.payload.wrapping_add(16 * number));
+        reversed(if number + 1 == blocks {
+            last_blocks::<SEAL>(places, each!(p of four.packets => p.bytes() - 16 * number), stream)
+        } else {
+            whole_blocks::<SEAL>(places, stream)
+        })
+    }
+
+    /// Those of AAD and payload in bits.
+    fn lengths(four: &Four<'_, '_>) -> Vector {
+        // SAFETY: 16 bytes.
+        _mm512_slli_epi64::<3>(unsafe { gathered(each!(p of four.packets => p.lengths.0.as_ptr().cast())) })
+    }
+
+    /// Reduces the sum of all products, and ends each packet.
+    fn end<const SEAL: bool>(run: &mut Run<'_, '_>, four: &Four<'_, '_>, sum: parts::Products, tag_masks: Vector) {
+        let tags = add(reversed(reduce(sum)), tag_masks);
+        let icvs = each!(p of four.packets => icv(p.payload, p.bytes()));
+        if SEAL {
+            // SAFETY: 16 bytes of ICV lie there.
+            unsafe { scatter(icvs, tags) };
+        } else {
+            // SAFETY: as above.
+            let received = unsafe { gathered(each!(icv of icvs => icv.cast_const())) };
+            if _mm512_cmpneq_epi64_mask(received, tags) != 0 {
+                finish_each(run, four, tags);
+            }
+        }
+    }
+
+    #[cold]
+    fn finish_each(run: &mut Run<'_, '_>, four: &Four<'_, '_>, tags: Vector) {
+        let tags = [lane::<0>(tags), lane::<1>(tags), lane::<2>(tags), lane::<3>(tags)];
+        for (i, tag) in tags.into_iter().enumerate() {
+            let packet = four.packets[i];
+            run.jobs[four.jobs[i]].ok = finish::<false>(packet.payload, packet.bytes(), tag);
         }
     }
 
@@ -375,20 +463,23 @@ with_features! {
         all_lanes(unsafe { _mm_loadu_si128(block.as_ptr().cast()) })
     }
 
-    fn round_key<const SAME_KEY: bool>(packets: &[Packet<'_>; 4], round: usize) -> Vector {
+    fn round_key<const SAME_KEY: bool>(four: &Four<'_, '_>, round: usize) -> Vector {
         if SAME_KEY {
-            all_lanes(packets[0].key.round_keys[round])
+            all_lanes(four.packets[0].key.round_keys[round])
         } else {
-            lanes_of(each!(p of packets => p.key.round_keys[round]))
+            lanes_of(each!(p of four.packets => p.key.round_keys[round]))
         }
     }
 
-    /// Power e of H in every lane.
-    fn power<const SAME_KEY: bool>(packets: &[Packet<'_>; 4], e: usize) -> Vector {
+    /// Power e of H in every lane, and its halves added.
+    fn powers<const SAME_KEY: bool>(four: &Four<'_, '_>, e: usize) -> (Vector, Vector) {
         if SAME_KEY {
-            all_lanes(packets[0].key.powers[POWERS - e])
+            // SAFETY: those of all powers that these packets need have been prepared.
+            let halves = unsafe { _mm_load_si128(four.sums.add(POWERS - e)) };
+            (all_lanes(four.packets[0].key.powers[POWERS - e]), all_lanes(halves))
         } else {
-            lanes_of(each!(p of packets => p.key.powers[POWERS - e]))
+            let powers = lanes_of(each!(p of four.packets => p.key.powers[POWERS - e]));
+            (powers, add(powers, halves_swapped(powers)))
         }
     }
 
@@ -400,5 +491,14 @@ with_features! {
         };
         let middle = add(sum.cross, add(sum.low, sum.high));
         add(sum.high, fold(add(middle, fold(sum.low))))
+    }
+}
+
+/// Does something with each number in a set.
+#[inline(always)]
+fn each_of(mut set: u64, mut work: impl FnMut(usize)) {
+    while set != 0 {
+        work(set.trailing_zeros() as usize);
+        set &= set - 1;
     }
 }

@@ -19,6 +19,10 @@ macro_rules! with_features {
 
 #[path = "abreast.rs"]
 pub(super) mod abreast;
+#[path = "chunk.rs"]
+mod chunk;
+#[path = "halves.rs"]
+mod halves;
 #[path = "parts.rs"]
 #[allow(dead_code, reason = "`all` is for the widths that have no `abreast`")]
 pub(super) mod parts;

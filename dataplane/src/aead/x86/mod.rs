@@ -10,6 +10,7 @@
 //! | `one_lane.rs` | 1 | AES-NI, PCLMULQDQ, SSE4.1: everything of the last decade, small appliances without AVX included |
 //! | `parts.rs` | all | the kernel of any run: a pipeline of parts of packets; compiled once for each width |
 //! | `abreast.rs` | 4 | the kernel of short packets: four of equal block count, one in each lane |
+//! | `chunk.rs`, `halves.rs` | 4 | which packets go abreast; what is prepared per key while a run lasts |
 //! | `field.rs`, `key.rs`, `packet.rs` | | what all share: arithmetic of one lane, what is prepared per key, how a packet begins and ends |
 //!
 //! # A packet as a stream of lanes
@@ -121,10 +122,10 @@ mod two_lanes;
 
 pub(super) use key::Key;
 
-use super::{Expanded, ICV_BYTES, Job, NONCE_BYTES};
+use super::{AeadSuite, Expanded, ICV_BYTES, Job, NONCE_BYTES};
 use core::mem::offset_of;
 use key::Schedule;
-use packet::Packet;
+use packet::{Lengths, Packet};
 
 /// The named CPU features that this CPU (or its kernel) lacks.
 macro_rules! lacking {
@@ -204,10 +205,17 @@ impl<'r, 'k> Run<'r, 'k> {
                 .cast::<u8>()
                 .wrapping_add(offset_of!(Job<'_>, nonce)),
             aad: job.aad.as_ptr(),
-            aad_bytes: usize::from(job.aad_bytes).min(job.aad.len()),
             // SAFETY: start <= end < arena_bytes.
             payload: unsafe { self.arena.add(job.payload.start) },
-            bytes,
+            lengths: Lengths([
+                bytes as u64,
+                u64::from(job.aad_bytes).min(job.aad.len() as u64),
+            ]),
+            rounds: if job.key.suite == AeadSuite::Aes256Gcm16 {
+                14
+            } else {
+                10
+            },
         })
     }
 }
@@ -240,7 +248,7 @@ const _: () = assert!(offset_of!(Job<'_>, aad) == offset_of!(Job<'_>, nonce) + N
 
 /// Counters of a stream of lanes.
 static COUNTERS: Aligned<[[u8; 16]; COUNTERS_BLOCKS]> = Aligned(counters());
-const COUNTERS_BLOCKS: usize = 33;
+const COUNTERS_BLOCKS: usize = 128;
 
 #[repr(align(64))]
 struct Aligned<T>(T);

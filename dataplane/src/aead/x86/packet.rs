@@ -12,17 +12,27 @@ pub(super) struct Packet<'k> {
     pub(super) key: &'k Schedule,
     /// 12 bytes, and 4 more that can be read.
     pub(super) nonce: *const u8,
-    /// 16 bytes, zeros behind the first `aad_bytes`.
+    /// 16 bytes, zeros behind the associated data.
     pub(super) aad: *const u8,
-    pub(super) aad_bytes: usize,
-    /// `bytes`, and 16 of ICV behind them.
+    /// [`Packet::bytes`], and 16 of ICV behind them.
     pub(super) payload: *mut u8,
-    pub(super) bytes: usize,
+    pub(super) lengths: Lengths,
+    /// 10 or 14.
+    pub(super) rounds: usize,
 }
 
+/// Bytes of payload and of AAD; side by side as GHASH wants them, but in bits.
+#[derive(Clone, Copy)]
+#[repr(align(16))]
+pub(super) struct Lengths(pub(super) [u64; 2]);
+
 impl Packet<'_> {
+    pub(super) fn bytes(&self) -> usize {
+        self.lengths.0[0] as usize
+    }
+
     pub(super) fn blocks(&self) -> usize {
-        self.bytes.div_ceil(16)
+        self.bytes().div_ceil(16)
     }
 }
 
@@ -66,7 +76,7 @@ one_lane_features! {
 
     /// The lengths of AAD and payload in bits, as GHASH wants them.
     pub(super) fn lengths_block(packet: &Packet<'_>) -> __m128i {
-        _mm_set_epi64x(packet.aad_bytes as i64 * 8, packet.bytes as i64 * 8)
+        _mm_set_epi64x(packet.lengths.0[1] as i64 * 8, packet.lengths.0[0] as i64 * 8)
     }
 
     /// Crypts a block of which `bytes` are payload, and gives what is to be hashed, with zeros behind the payload.

@@ -55,7 +55,7 @@ with_features! {
     pub(in crate::aead::x86) fn packet<'k, const SEAL: bool>(
         run: &mut Run<'_, 'k>, behind: &mut Behind, job: usize, packet: &Packet<'k>,
     ) {
-        match packet.key.rounds {
+        match packet.rounds {
             10 => one_packet::<10, SEAL>(run, behind, job, packet),
             _ => one_packet::<14, SEAL>(run, behind, job, packet),
         }
@@ -129,6 +129,7 @@ pub(in crate::aead::x86) struct Behind {
 }
 
 /// A sum of products of each lane.
+#[derive(Clone, Copy)]
 pub(super) struct Products {
     pub(super) low: Vector,
     pub(super) cross: Vector,
@@ -172,7 +173,7 @@ with_features! {
         }
         let hash = end_part::<SEAL>(run, behind, sum);
         crypt::<R, N, SEAL>(behind, &part, stream);
-        (behind.payload, behind.bytes, behind.job) = (part.packet.payload, part.packet.bytes, part.job);
+        (behind.payload, behind.bytes, behind.job) = (part.packet.payload, part.packet.bytes(), part.job);
         behind.ends = part.ends;
         hash
     }
@@ -184,7 +185,7 @@ with_features! {
         for (v, stream) in stream.into_iter().enumerate() {
             let offset = VECTOR_BYTES * (part.first + v);
             let place = packet.payload.wrapping_add(offset).wrapping_sub(32);
-            let bytes = packet.bytes + 32 - offset;
+            let bytes = packet.bytes() + 32 - offset;
             let begins = v == 0 && part.first == FIRST_VECTOR;
             last = if begins && HEAD_BYTES == VECTOR_BYTES {
                 zero()
@@ -228,10 +229,13 @@ with_features! {
 
     /// Adds the product of each lane with its power of H.
     pub(super) fn multiply_add(sum: &mut Products, x: Vector, power: Vector) {
-        let halves_added = |x| add(x, halves_swapped(x));
         sum.low = add(sum.low, multiply::<0x00>(x, power));
         sum.cross = add(sum.cross, multiply::<0x00>(halves_added(x), halves_added(power)));
         sum.high = add(sum.high, multiply::<0x11>(x, power));
+    }
+
+    pub(super) fn halves_added(x: Vector) -> Vector {
+        add(x, halves_swapped(x))
     }
 
     /// Reduces the sum of a part: the tag, or what the next part's hash begins with.
