@@ -16,6 +16,8 @@
 //! | `x86/` | AES-GCM with the instructions of x86-64: `avx512`, `vaes256`, `aesni` |
 //! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
 //! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
+//! | `prefetch.rs` | keys and records, asked for before they are needed |
+//! | `newer.rs` | safe code elsewhere, compiled for newer CPUs |
 //!
 //! To add an implementation: a file or folder here with its key type, a variant in `Implementation` (the fastest first) and in
 //! `Expanded`. It sees ranges of one arena and nothing else. The
@@ -25,11 +27,13 @@ mod chacha;
 mod choice;
 mod newer;
 mod portable;
+mod prefetch;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use choice::{ChoiceError, ChoiceProblem};
 pub(crate) use newer::{Work, on_newer_cpus};
+pub use prefetch::prefetch;
 
 use choice::Implementation;
 use esplane_api::{AeadSuite, KeyMaterial};
@@ -207,6 +211,22 @@ impl AeadKey {
     /// Which AEAD it is for.
     pub fn suite(&self) -> AeadSuite {
         self.suite
+    }
+
+    /// Asks for what a short packet needs of it: call it for a batch of packets before the first of them is worked on, and
+    /// after the key itself was asked for with [`prefetch`], as it leads to the rest.
+    #[inline]
+    pub fn prefetch(&self) {
+        match &self.expanded {
+            #[cfg(target_arch = "x86_64")]
+            Expanded::Avx512(key) => key.schedule().prefetch(),
+            #[cfg(target_arch = "x86_64")]
+            Expanded::Vaes256(key) => key.schedule().prefetch(),
+            #[cfg(target_arch = "x86_64")]
+            Expanded::AesNi(key) => key.schedule().prefetch(),
+            Expanded::Portable(key) => prefetch(&**key),
+            Expanded::ChaCha(_) => {}
+        }
     }
 
     /// How many of `jobs`, from the first on, belong to one run: vector kernels mix keys, the

@@ -1,6 +1,7 @@
 //! A key expanded: AES round keys and the powers of H.
 
 use super::{
+    super::prefetch,
     field::{P, multiply, one_lane_features, reversed},
     missing,
 };
@@ -18,7 +19,7 @@ pub(in crate::aead) struct Key<const LANES: usize>(Schedule);
 /// Powers lie in falling order, so that neighbours are what the lanes of a vector are to be multiplied with;
 /// zeros behind H¹ leave lanes past the end without effect.
 #[repr(C, align(64))]
-pub(super) struct Schedule {
+pub(in crate::aead) struct Schedule {
     pub(super) round_keys: [__m128i; 15],
     /// `powers[POWERS - i]` is Hⁱ. H³² begins a cache line.
     pub(super) powers: [__m128i; POWERS + 3],
@@ -34,7 +35,7 @@ impl<const LANES: usize> Key<LANES> {
         Some(Self(unsafe { Schedule::expand(key) }))
     }
 
-    pub(super) fn schedule(&self) -> &Schedule {
+    pub(in crate::aead) fn schedule(&self) -> &Schedule {
         &self.0
     }
 }
@@ -88,6 +89,13 @@ one_lane_features! {
 }
 
 impl Schedule {
+    /// Asks for what packets of few blocks need: the round keys that all key lengths have, and H⁸ to H¹. Five lines.
+    #[inline]
+    pub(in crate::aead) fn prefetch(&self) {
+        prefetch(&self.round_keys[..11]);
+        prefetch(&self.powers[POWERS - 8..POWERS]);
+    }
+
     #[target_feature(enable = "sse4.1,aes,pclmulqdq")]
     fn expand(key: &[u8]) -> Self {
         let rounds = key.len() / 4 + 6; // FIPS 197 §5
