@@ -1,8 +1,10 @@
 //! The private side over AF_XDP, with the TUN for whatever is better left to the kernel.
 
 use super::{
-    HopsReader, Leftovers, Turns, XdpSocket,
+    HopsReader, Leftovers, XdpSocket,
+    beside::Beside,
     ethernet::{ETHERNET_BYTES, destination, may_pass, open_inner, write_inner},
+    in_turn,
 };
 use crate::io::{Descriptors, Driver, Traffic};
 use esplane_api::{DropCounters, DropReason};
@@ -15,11 +17,11 @@ use std::{io, os::fd::AsFd};
 /// known next hop on this interface, and what the kernel must answer for (a TTL that is used up, a packet too large).
 pub struct XdpInner {
     queues: Vec<XdpSocket>,
-    kernel: Box<dyn Driver>,
+    kernel: Beside,
     hops: HopsReader,
     /// Packets for the kernel.
     left: Option<Box<Batch>>,
-    turns: Turns,
+    turn: usize,
 }
 
 impl XdpInner {
@@ -27,41 +29,22 @@ impl XdpInner {
     pub fn new(queues: Vec<XdpSocket>, kernel: Box<dyn Driver>, hops: HopsReader) -> Self {
         Self {
             queues,
-            kernel,
+            kernel: Beside::new(kernel),
             hops,
             left: None,
-            turns: Turns::default(),
-        }
-    }
-
-    fn receive_frames(&mut self, batch: &mut Batch, drops: &mut DropCounters) {
-        for queue in &mut self.queues {
-            queue.receive(batch.capacity() - batch.len(), |frame| {
-                match open_inner(frame) {
-                    None => drops.add(DropReason::InnerMalformed, 1),
-                    Some(packet) => {
-                        if !batch.push(packet, Outer::NONE) {
-                            drops.add(DropReason::InnerTooBig, 1);
-                        }
-                    }
-                }
-            });
+            turn: 0,
         }
     }
 }
 
 impl Driver for XdpInner {
     fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
-        if self.turns.kernel_first() {
-            self.kernel.receive(batch, drops)?;
-            self.receive_frames(batch, drops);
-        } else {
-            self.receive_frames(batch, drops);
-            if batch.is_empty() {
-                self.kernel.receive(batch, drops)?;
+        let queues = in_turn(&mut self.queues, &mut self.turn);
+        self.kernel.receive(batch, drops, |batch, drops| {
+            for queue in queues {
+                receive_frames(queue, batch, drops);
             }
-        }
-        Ok(())
+        })
     }
 
     fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
@@ -117,4 +100,17 @@ impl Driver for XdpInner {
         }
         all
     }
+}
+
+fn receive_frames(queue: &mut XdpSocket, batch: &mut Batch, drops: &mut DropCounters) {
+    queue.receive(batch.capacity() - batch.len(), |frame| {
+        match open_inner(frame) {
+            None => drops.add(DropReason::InnerMalformed, 1),
+            Some(packet) => {
+                if !batch.push(packet, Outer::NONE) {
+                    drops.add(DropReason::InnerTooBig, 1);
+                }
+            }
+        }
+    });
 }

@@ -15,7 +15,8 @@
 //! | `umem.rs`, `ring.rs`, `socket.rs` | memory shared with the kernel, the four rings over it, one queue's socket |
 //! | `program.rs` | the programs: `../assembly.rs` makes them of their texts, `../bpf.rs` loads them |
 //! | `ethernet.rs`, `next_hops.rs` | headers that the kernel would write, and what it knows that they must say |
-//! | `outer.rs`, `inner.rs`, `leftovers.rs` | the two drivers, and what they leave to the kernel |
+//! | `outer.rs`, `inner.rs` | the two drivers |
+//! | `beside.rs`, `leftovers.rs` | the kernel's drivers beside them, and what leaves by those |
 //!
 //! # One copy each way, and why
 //!
@@ -43,6 +44,7 @@
 //!
 //! [`Batch`]: esplane_dataplane::Batch
 
+mod beside;
 mod ethernet;
 mod inner;
 mod leftovers;
@@ -111,18 +113,14 @@ pub enum XdpError {
     },
 }
 
-/// When the kernel's drivers are looked at, which costs a system call each and seldom brings anything: whenever the rings have
-/// brought nothing, and now and then before them, so that these cannot starve the others.
-#[derive(Default)]
-struct Turns(u32);
-
-impl Turns {
-    const KERNEL_EVERY: u32 = 8;
-
-    fn kernel_first(&mut self) -> bool {
-        self.0 = self.0.wrapping_add(1);
-        self.0.is_multiple_of(Self::KERNEL_EVERY)
-    }
+/// All queues, each time beginning with another, so that a busy one cannot starve the rest.
+fn in_turn<'a>(
+    queues: &'a mut [XdpSocket],
+    turn: &mut usize,
+) -> impl Iterator<Item = &'a mut XdpSocket> {
+    *turn = turn.wrapping_add(1);
+    let (last, first) = queues.split_at_mut(*turn % queues.len().max(1));
+    first.iter_mut().chain(last)
 }
 
 fn hint(source: &io::Error) -> &'static str {

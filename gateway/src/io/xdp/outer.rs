@@ -1,8 +1,10 @@
 //! The public side over AF_XDP, with the kernel's sockets for whatever is better left to them.
 
 use super::{
-    HopsReader, Leftovers, Turns, XdpSocket,
+    HopsReader, Leftovers, XdpSocket,
+    beside::Beside,
     ethernet::{ETHERNET_BYTES, open_outer, outer_bytes, write_outer},
+    in_turn,
 };
 use crate::io::{Descriptors, Driver, Traffic};
 use esplane_api::{DropCounters, DropReason};
@@ -16,13 +18,13 @@ use std::{io, os::fd::AsFd};
 /// kernel fragments.
 pub struct XdpOuter {
     queues: Vec<XdpSocket>,
-    kernel: Box<dyn Driver>,
+    kernel: Beside,
     hops: HopsReader,
     /// Our UDP port, where a packet does not say.
     port: u16,
     /// Packets for the kernel: few.
     left: Option<Box<Batch>>,
-    turns: Turns,
+    turn: usize,
 }
 
 impl XdpOuter {
@@ -35,42 +37,23 @@ impl XdpOuter {
     ) -> Self {
         Self {
             queues,
-            kernel,
+            kernel: Beside::new(kernel),
             hops,
             port,
             left: None,
-            turns: Turns::default(),
-        }
-    }
-
-    fn receive_frames(&mut self, batch: &mut Batch, drops: &mut DropCounters) {
-        for queue in &mut self.queues {
-            queue.receive(batch.capacity() - batch.len(), |frame| {
-                match open_outer(frame) {
-                    None => drops.add(DropReason::OuterMalformed, 1),
-                    Some((outer, at)) => {
-                        if !batch.push(&frame[at], outer) {
-                            drops.add(DropReason::ReceiveTruncated, 1);
-                        }
-                    }
-                }
-            });
+            turn: 0,
         }
     }
 }
 
 impl Driver for XdpOuter {
     fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
-        if self.turns.kernel_first() {
-            self.kernel.receive(batch, drops)?;
-            self.receive_frames(batch, drops);
-        } else {
-            self.receive_frames(batch, drops);
-            if batch.is_empty() {
-                self.kernel.receive(batch, drops)?;
+        let queues = in_turn(&mut self.queues, &mut self.turn);
+        self.kernel.receive(batch, drops, |batch, drops| {
+            for queue in queues {
+                receive_frames(queue, batch, drops);
             }
-        }
-        Ok(())
+        })
     }
 
     fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
@@ -134,4 +117,17 @@ impl Driver for XdpOuter {
         }
         all
     }
+}
+
+fn receive_frames(queue: &mut XdpSocket, batch: &mut Batch, drops: &mut DropCounters) {
+    queue.receive(batch.capacity() - batch.len(), |frame| {
+        match open_outer(frame) {
+            None => drops.add(DropReason::OuterMalformed, 1),
+            Some((outer, at)) => {
+                if !batch.push(&frame[at], outer) {
+                    drops.add(DropReason::ReceiveTruncated, 1);
+                }
+            }
+        }
+    });
 }
