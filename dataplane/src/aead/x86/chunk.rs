@@ -3,7 +3,7 @@
 use super::super::{self as x86, *};
 use super::LANES;
 use crate::aead::AeadKey;
-use crate::aead::x86::{key::Schedule, packet::Lengths};
+use crate::aead::x86::key::Schedule;
 use core::{arch::x86_64::__m128i, mem::MaybeUninit, ops::Range};
 
 /// Jobs that are looked at together: a bit each of a word.
@@ -39,6 +39,11 @@ impl Short<'_> {
         self.lengths.0[0] as usize
     }
 }
+
+/// Bytes of payload and of AAD, side by side as GHASH wants them. To be read at once long after they were written one by
+/// one: soon after, they would have to wait for the cache.
+#[repr(align(16))]
+pub(super) struct Lengths(pub(super) [u64; 2]);
 
 /// Four packets of equal kind. Where there are fewer, the last stands in several lanes: each step reads all lanes before
 /// it writes any, so it is crypted once.

@@ -4,6 +4,8 @@
 use core::arch::{asm, x86_64::*};
 
 pub(super) const LANES: usize = 4;
+/// Vectors of a part at most: registers would hold more, but keys would need more powers of H.
+pub(super) const PART_VECTORS: usize = 10;
 pub(super) type Vector = __m512i;
 
 /// Gives each function the features that this width needs.

@@ -8,8 +8,8 @@ use super::{
 use core::{arch::x86_64::*, array};
 use zeroize::Zeroize;
 
-/// Powers of H kept per key: enough for eight vectors of four lanes, and the lengths.
-pub(super) const POWERS: usize = 33;
+/// Powers of H kept per key: enough for ten vectors of four lanes, and the lengths.
+pub(super) const POWERS: usize = 41;
 
 /// A key for kernels of `LANES` lanes. That it exists shows that the CPU has their features.
 pub(in crate::aead) struct Key<const LANES: usize>(Schedule);
@@ -21,7 +21,7 @@ pub(in crate::aead) struct Key<const LANES: usize>(Schedule);
 #[repr(C, align(64))]
 pub(in crate::aead) struct Schedule {
     pub(super) round_keys: [__m128i; 15],
-    /// `powers[POWERS - i]` is Hⁱ. H³² begins a cache line.
+    /// `powers[POWERS - i]` is Hⁱ. H⁴⁰ begins a cache line.
     pub(super) powers: [__m128i; POWERS + 3],
 }
 

@@ -125,7 +125,7 @@ pub(super) use key::Key;
 use super::{AeadSuite, Expanded, ICV_BYTES, Job, NONCE_BYTES};
 use core::mem::offset_of;
 use key::Schedule;
-use packet::{Lengths, Packet};
+use packet::Packet;
 
 /// The named CPU features that this CPU (or its kernel) lacks.
 macro_rules! lacking {
@@ -207,10 +207,8 @@ impl<'r, 'k> Run<'r, 'k> {
             aad: job.aad.as_ptr(),
             // SAFETY: start <= end < arena_bytes.
             payload: unsafe { self.arena.add(job.payload.start) },
-            lengths: Lengths([
-                bytes as u64,
-                u64::from(job.aad_bytes).min(job.aad.len() as u64),
-            ]),
+            bytes,
+            aad_bytes: u32::from(job.aad_bytes).min(job.aad.len() as u32),
             rounds: if job.key.suite == AeadSuite::Aes256Gcm16 {
                 14
             } else {

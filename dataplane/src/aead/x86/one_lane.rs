@@ -4,6 +4,8 @@ use super::{field, packet::crypt_last_block};
 use core::arch::{asm, x86_64::*};
 
 pub(super) const LANES: usize = 1;
+/// Vectors of a part at most: what registers hold.
+pub(super) const PART_VECTORS: usize = 8;
 pub(super) type Vector = __m128i;
 
 pub(super) use field::one_lane_features as with_features;

@@ -12,27 +12,21 @@ pub(super) struct Packet<'k> {
     pub(super) key: &'k Schedule,
     /// 12 bytes, and 4 more that can be read.
     pub(super) nonce: *const u8,
-    /// 16 bytes, zeros behind the associated data.
+    /// 16 bytes, zeros behind the first `aad_bytes`.
     pub(super) aad: *const u8,
-    /// [`Packet::bytes`], and 16 of ICV behind them.
+    /// `bytes`, and 16 of ICV behind them.
     pub(super) payload: *mut u8,
-    pub(super) lengths: Lengths,
+    pub(super) bytes: usize,
+    /// Of another width than `bytes`, lest a compiler loads both at once: what was just written as two would have to wait
+    /// for the cache.
+    pub(super) aad_bytes: u32,
     /// 10 or 14.
     pub(super) rounds: usize,
 }
 
-/// Bytes of payload and of AAD; side by side as GHASH wants them, but in bits.
-#[derive(Clone, Copy)]
-#[repr(align(16))]
-pub(super) struct Lengths(pub(super) [u64; 2]);
-
 impl Packet<'_> {
-    pub(super) fn bytes(&self) -> usize {
-        self.lengths.0[0] as usize
-    }
-
     pub(super) fn blocks(&self) -> usize {
-        self.bytes().div_ceil(16)
+        self.bytes.div_ceil(16)
     }
 }
 
@@ -76,7 +70,7 @@ one_lane_features! {
 
     /// The lengths of AAD and payload in bits, as GHASH wants them.
     pub(super) fn lengths_block(packet: &Packet<'_>) -> __m128i {
-        _mm_set_epi64x(packet.lengths.0[1] as i64 * 8, packet.lengths.0[0] as i64 * 8)
+        _mm_set_epi64x(i64::from(packet.aad_bytes) * 8, packet.bytes as i64 * 8)
     }
 
     /// Crypts a block of which `bytes` are payload, and gives what is to be hashed, with zeros behind the payload.

@@ -1,7 +1,7 @@
 //! The kernel of all widths: any run of packets as one pipeline of parts. `one_lane.rs`, `two_lanes.rs` and
 //! `four_lanes.rs` each compile this file with vectors of theirs.
 //!
-//! A part is up to eight vectors of one packet's stream of lanes. While AES works on a part, the multiplier
+//! A part is up to eight or ten vectors of one packet's stream of lanes. While AES works on a part, the multiplier
 //! hashes the part before, of the same packet or of the one before:
 //!
 //! ```text
@@ -19,8 +19,8 @@ use crate::aead::x86::{
     packet::{aad_block, finish, lengths_block, nonce_block},
 };
 
-/// Vectors of a part. As many lanes must be a power of two, for the counters.
-const PART_VECTORS: usize = 8;
+/// Vectors that share all of the counter but what the table has. No part goes across.
+const COUNTERS_VECTORS: usize = COUNTERS_BLOCKS / LANES;
 /// Bytes of a vector.
 const VECTOR_BYTES: usize = 16 * LANES;
 /// Where a stream begins: vectors of unused lanes alone are left out.
@@ -30,8 +30,7 @@ const J0_LANE: usize = 1 - FIRST_VECTOR;
 /// Bytes of that vector before the payload.
 const HEAD_BYTES: usize = 32 - FIRST_VECTOR * VECTOR_BYTES;
 
-const _: () = assert!((PART_VECTORS * LANES).is_power_of_two());
-const _: () = assert!(PART_VECTORS * LANES <= COUNTERS_BLOCKS);
+const _: () = assert!(COUNTERS_BLOCKS.is_power_of_two() && COUNTERS_BLOCKS <= 256);
 // AAD, all blocks of a part and the lengths.
 const _: () = assert!(PART_VECTORS * LANES < POWERS);
 
@@ -81,9 +80,10 @@ with_features! {
         let mut first = FIRST_VECTOR;
         let mut hash = behind.hash;
         while first < vectors {
-            let end = vectors.min((first / PART_VECTORS + 1) * PART_VECTORS);
-            let part = Part { packet, job, nonce, aad, first, ends: end == vectors };
-            hash = match end - first {
+            let left = vectors.min((first / COUNTERS_VECTORS + 1) * COUNTERS_VECTORS) - first;
+            let count = if left <= PART_VECTORS { left } else { 8 };
+            let part = Part { packet, job, nonce, aad, first, ends: first + count == vectors };
+            hash = match count {
                 1 => one_part::<R, 1, SEAL>(run, behind, part, hash),
                 2 => one_part::<R, 2, SEAL>(run, behind, part, hash),
                 3 => one_part::<R, 3, SEAL>(run, behind, part, hash),
@@ -91,13 +91,18 @@ with_features! {
                 5 => one_part::<R, 5, SEAL>(run, behind, part, hash),
                 6 => one_part::<R, 6, SEAL>(run, behind, part, hash),
                 7 => one_part::<R, 7, SEAL>(run, behind, part, hash),
-                _ => one_part::<R, 8, SEAL>(run, behind, part, hash),
+                8 if PART_VECTORS > 8 => one_part::<R, 8, SEAL>(run, behind, part, hash),
+                9 if PART_VECTORS > 8 => one_part::<R, NINE, SEAL>(run, behind, part, hash),
+                _ => one_part::<R, PART_VECTORS, SEAL>(run, behind, part, hash),
             };
-            first = end;
+            first += count;
         }
         behind.hash = hash;
     }
 }
+
+/// Or as many as a part has at most.
+const NINE: usize = if PART_VECTORS < 9 { PART_VECTORS } else { 9 };
 
 /// What AES works on next.
 struct Part<'p, 'k> {
@@ -143,11 +148,11 @@ with_features! {
     ) -> __m128i {
         let round_keys = &part.packet.key.round_keys;
         let mut stream = [zero(); N];
-        let place = part.first % PART_VECTORS;
+        let place = part.first % COUNTERS_VECTORS;
         let start = ((part.first - place) * LANES) as u32;
         let start = add(part.nonce, all_lanes(_mm_set_epi32(start.swap_bytes() as i32, 0, 0, 0)));
         for (v, s) in stream.iter_mut().enumerate() {
-            // SAFETY: place + v < PART_VECTORS, and the table has as many lanes.
+            // SAFETY: place + v < COUNTERS_VECTORS, and the table has as many lanes.
             let counter = unsafe { load(COUNTERS.0.as_ptr().add(LANES * (place + v)).cast()) };
             *s = add(start, counter);
         }
@@ -162,10 +167,17 @@ with_features! {
                 let block = add(behind.blocks[0], first_lane(hash));
                 // SAFETY: powers of H lie there for each vector.
                 multiply_add(&mut sum, block, unsafe { load(powers) });
-            } else if round <= PART_VECTORS && round < vectors {
+            } else if round < 9 && round < vectors {
                 // SAFETY: as above.
                 let power = unsafe { load(powers.wrapping_add(VECTOR_BYTES * round)) };
                 multiply_add(&mut sum, behind.blocks[round], power);
+            }
+            if round == 8 && PART_VECTORS > 8 && vectors > 9 {
+                for v in 9..vectors.min(PART_VECTORS + 1) {
+                    // SAFETY: as above.
+                    let power = unsafe { load(powers.wrapping_add(VECTOR_BYTES * v)) };
+                    multiply_add(&mut sum, behind.blocks[v], power);
+                }
             }
         });
         for s in &mut stream {
@@ -173,7 +185,7 @@ with_features! {
         }
         let hash = end_part::<SEAL>(run, behind, sum);
         crypt::<R, N, SEAL>(behind, &part, stream);
-        (behind.payload, behind.bytes, behind.job) = (part.packet.payload, part.packet.bytes(), part.job);
+        (behind.payload, behind.bytes, behind.job) = (part.packet.payload, part.packet.bytes, part.job);
         behind.ends = part.ends;
         hash
     }
@@ -185,7 +197,7 @@ with_features! {
         for (v, stream) in stream.into_iter().enumerate() {
             let offset = VECTOR_BYTES * (part.first + v);
             let place = packet.payload.wrapping_add(offset).wrapping_sub(32);
-            let bytes = packet.bytes() + 32 - offset;
+            let bytes = packet.bytes + 32 - offset;
             let begins = v == 0 && part.first == FIRST_VECTOR;
             last = if begins && HEAD_BYTES == VECTOR_BYTES {
                 zero()

@@ -4,6 +4,8 @@ use super::packet::crypt_last_block;
 use core::arch::{asm, x86_64::*};
 
 pub(super) const LANES: usize = 2;
+/// Vectors of a part at most: what registers hold.
+pub(super) const PART_VECTORS: usize = 8;
 pub(super) type Vector = __m256i;
 
 /// Gives each function the features that this width needs.
