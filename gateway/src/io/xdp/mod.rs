@@ -34,8 +34,10 @@
 //! | copied in, read there | 8 ns | 19 ns | 35 ns |
 //! | and copied out | 12 ns | 27 ns | 48 ns |
 //!
-//! On virtual interfaces, where the kernel copies as well and needs microseconds a packet, this cannot be seen: `perf` finds 0.3 % of the
-//! worker's time in `memcpy`, 92 % in the kernel. A card that takes ten million packets a second a core would show it.
+//! On virtual interfaces, where the kernel copies as well and needs microseconds a packet, this cannot be seen: `perf` finds 0.3 % of
+//! a worker's time in `memcpy`, 92 % in the kernel. In the topology of `tests/compare` 64-byte packets pass at 0.36 Mpps; at 0.41 Mpps through a
+//! forwarder of a hundred lines over one UMEM, made for this measurement, that encrypts nothing and copies nothing (medians of four
+//! interleaved rounds). A card that takes ten million packets a second a core would show more.
 //!
 //! # Why these programs are text
 //!
