@@ -120,15 +120,12 @@ with_features! {
             let kind = chunk.kinds.0[left.trailing_zeros() as usize];
             let alike = left & _mm512_cmpeq_epi8_mask(kinds, _mm512_set1_epi8(kind as i8));
             left &= !alike;
-            let one_by_one = match kind {
-                LONG => alike,
-                _ => abreast::<SEAL>(run, halves, &chunk, alike, usize::from(kind & !LONG_KEY), kind & LONG_KEY != 0),
+            let rounds = if kind & LONG_KEY != 0 { 14 } else { 10 };
+            let one_by_one = if kind & LONG != 0 { alike } else {
+                abreast::<SEAL>(run, halves, &chunk, alike, usize::from(kind & !LONG_KEY), rounds)
             };
             each_of(one_by_one, |i| {
-                let job = chunk.start + i;
-                if let Some(packet) = run.packet::<LANES>(job) {
-                    parts::packet::<SEAL>(run, others, job, &packet);
-                }
+                parts::packet::<SEAL>(run, others, chunk.start + i, &chunk.packet(i).packet(rounds));
             });
         }
     }
@@ -136,9 +133,8 @@ with_features! {
     /// Takes packets of one kind, one bit each: four of one key as long as there are, then four of any. Gives what
     /// remains: one at most.
     fn abreast<'k, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, halves: &Halves, chunk: &Chunk<'k>, mut alike: u64, blocks: usize, long_key: bool,
+        run: &mut Run<'_, 'k>, halves: &Halves, chunk: &Chunk<'k>, mut alike: u64, blocks: usize, rounds: usize,
     ) -> u64 {
-        let rounds = if long_key { 14 } else { 10 };
         loop {
             let mut same_key = alike & same_keys(chunk, alike);
             let rest = same_key.count_ones() % 4;

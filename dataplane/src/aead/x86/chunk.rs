@@ -8,9 +8,9 @@ use core::{arch::x86_64::__m128i, mem::MaybeUninit, ops::Range};
 
 /// Jobs that are looked at together: a bit each of a word.
 pub(super) const CHUNK: usize = 64;
-/// [`Chunk::kinds`] of what does not go abreast.
+/// A bit of [`Chunk::kinds`]: does not go abreast.
 pub(super) const LONG: u8 = 0x80;
-/// A bit of the others: AES-256.
+/// Another: AES-256.
 pub(super) const LONG_KEY: u8 = 0x40;
 
 /// Jobs as packets, and which of them may go abreast.
@@ -24,7 +24,7 @@ pub(super) struct Chunk<'k> {
     pub(super) keys: Aligned<[*const Schedule; CHUNK]>,
 }
 
-/// A packet that may go abreast: no more than what is read again and again.
+/// A packet: no more than what is read again and again of those that go abreast.
 pub(super) struct Short<'k> {
     pub(super) lengths: Lengths,
     /// As in [`Packet`].
@@ -34,7 +34,20 @@ pub(super) struct Short<'k> {
     pub(super) nonce: *const u8,
 }
 
-impl Short<'_> {
+impl<'k> Short<'k> {
+    /// As the other kernel sees it.
+    pub(super) fn packet(&self, rounds: usize) -> Packet<'k> {
+        Packet {
+            key: self.key,
+            nonce: self.nonce,
+            aad: self.nonce.wrapping_add(NONCE_BYTES),
+            aad_bytes: self.lengths.0[1] as u32,
+            payload: self.payload,
+            bytes: self.bytes(),
+            rounds,
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.lengths.0[0] as usize
     }
@@ -100,11 +113,12 @@ impl<'k> Chunk<'k> {
             job.ok = true;
             let bytes = end - start;
             let blocks = bytes.div_ceil(16);
-            *kind = if (1..=blocks_max).contains(&blocks) {
-                blocks as u8 | long_key
+            let blocks = if (1..=blocks_max).contains(&blocks) {
+                blocks as u8
             } else {
                 LONG
             };
+            *kind = blocks | long_key;
             *place_of_key = schedule;
             place.write(Short {
                 lengths: Lengths([

@@ -61,22 +61,26 @@
 //! # Where the cycles go
 //!
 //! A vector costs ten rounds of AES and three multiplications, on units of their own that work at the same time. Cores of
-//! the Sapphire Rapids class are bound by AES (one a cycle: 10 a vector). Zen 5 does two rounds a cycle, but a
-//! multiplication every other cycle at any width, and each takes the place of a dozen other instructions on their way into
-//! the core: there, fewer instructions are what makes a packet cheaper. Hence three multiplications, powers at fixed
-//! distances from one pointer, four packets abreast, and widths that differ in little else than the length of their
-//! vectors.
+//! the Sapphire Rapids class are bound by AES (one a cycle: 10 a vector). Zen 5 does two rounds a cycle and four vector
+//! instructions in all, of any width; but a multiplication is three of them, ends every other cycle, and takes a cycle of
+//! its own on the way into the core, which others share by eight. There, fewer instructions are what makes a packet
+//! cheaper: hence three multiplications, powers at fixed distances from one pointer, four packets abreast.
+//!
+//! Then there is waiting. From nonce to tag, ten rounds, a multiplication, a sum over lanes and two folds, one after the
+//! other, are a hundred cycles at least, and a core looks some 450 instructions ahead: about one short packet by four.
+//! Hence both kernels write the GHASH of what is behind between the rounds of what is next.
 //!
 //! Core cycles a packet, sealing with AES-128, one key, 64 packets a run that lie in the cache; minima over many short
 //! windows on one Zen 5 core. `portable` is the `aes-gcm` crate, with the vector instructions that it finds by itself.
 //!
 //! | | 64 B | 128 B | 256 B | 512 B | 1024 B | 1400 B | 8960 B | IMIX |
 //! |---|---|---|---|---|---|---|---|---|
-//! | `avx512` | 37 | 53 | 82 | 135 | 218 | 260 | 1440 | 91 |
-//! | `avx512`, AES-256 | 41 | 60 | 94 | 153 | 242 | 281 | 1640 | 100 |
-//! | `vaes256` | 64 | 80 | 128 | 205 | 359 | 473 | 2790 | 149 |
-//! | `aesni` | 77 | 120 | 198 | 352 | 660 | 892 | 5465 | 242 |
-//! | `portable` | 523 | 592 | 723 | 984 | 1555 | 2268 | 9990 | 830 |
+//! | `avx512` | 30 | 43 | 63 | 120 | 197 | 261 | 1430 | 84 |
+//! | `avx512`, 64 keys | 36 | 50 | 90 | 122 | 199 | 262 | 1430 | 89 |
+//! | `avx512`, AES-256 | 32 | 46 | 71 | 126 | 213 | 286 | 1630 | 89 |
+//! | `vaes256` | 64 | 82 | 128 | 205 | 362 | 473 | 2790 | 151 |
+//! | `aesni` | 77 | 122 | 199 | 353 | 663 | 895 | 5490 | 243 |
+//! | `portable` | 523 | 590 | 719 | 977 | 1541 | 2256 | 9940 | 830 |
 //!
 //! # Nothing secret steers
 //!
