@@ -28,6 +28,8 @@ use core::ops::Range;
 
 /// The largest packets, in blocks, that go abreast.
 const BLOCKS_MAX: usize = 17;
+/// Runs of fewer are not worth being sorted: that is some 150 cycles.
+const JOBS_MIN: usize = 8;
 /// The same, if their keys differ: there, every round key and power is put together from four.
 const BLOCKS_MAX_MIXED: usize = 9;
 const _: () = assert!(BLOCKS_MAX + 2 <= COUNTERS_BLOCKS);
@@ -94,6 +96,9 @@ macro_rules! encrypt_and_hash {
 with_features! {
     /// Seals or opens all jobs of the run: four abreast where some are alike, the others as a pipeline of parts.
     pub(in crate::aead::x86) fn all<const SEAL: bool>(mut run: Run<'_, '_>) {
+        if run.jobs.len() < JOBS_MIN {
+            return parts::all::<SEAL>(run);
+        }
         let Some(first) = (0..run.jobs.len()).find_map(|index| run.packet::<LANES>(index)) else {
             return run.jobs.iter_mut().for_each(|job| job.ok = false);
         };

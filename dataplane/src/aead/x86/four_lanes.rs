@@ -26,7 +26,6 @@ mod chunk;
 #[path = "halves.rs"]
 mod halves;
 #[path = "parts.rs"]
-#[allow(dead_code, reason = "`all` is for the widths that have no `abreast`")]
 pub(super) mod parts;
 
 with_features! {
