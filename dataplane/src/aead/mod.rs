@@ -214,7 +214,7 @@ impl AeadKey {
     }
 
     /// Asks for what a short packet needs of it: call it for a batch of packets before the first of them is worked on, and
-    /// after the key itself was asked for with [`prefetch`], as it leads to the rest.
+    /// after the key itself was asked for with [`fn@prefetch`], as it leads to the rest.
     #[inline]
     pub fn prefetch(&self) {
         match &self.expanded {

@@ -9,10 +9,19 @@
 //!           a's nth     b's nth     c's nth     d's nth        stream n + 1
 //! ```
 //!
-//! Up to eight streams are a pass. Alone, it would wait most of the time: ten rounds of AES, a multiplication and its
-//! reduction one after the other are a hundred cycles, and the instructions of a pass and a half are all that the core
-//! looks ahead. So AES works on one pass while the multiplier hashes the pass before, instruction by instruction, as in
-//! `parts.rs`.
+//! Up to ten streams are a pass, and packets of more are two. Alone, a pass would wait most of the time: ten rounds of AES,
+//! a multiplication and its reduction one after the other are a hundred cycles, and the instructions of a pass are about
+//! all that the core looks ahead. So AES works on one pass while the multiplier hashes the pass before, instruction by
+//! instruction, as in `parts.rs`.
+//!
+//! ```text
+//!            packets a b c d       e f g h               i k l m
+//!   AES      1 to n + 1            1 to n + 1            1 to n + 1
+//!   GHASH                          AAD to lengths, tags  AAD to lengths, tags  AAD to lengths, tags
+//! ```
+//!
+//! All is written out per number of blocks: no branch within a four but on its key's length and on whether last blocks
+//! are whole.
 
 use super::{
     super::*,
