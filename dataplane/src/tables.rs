@@ -44,7 +44,7 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OuterHeaders {
     /// The kernel, behind sockets. Data starts at the ESP header or, inbound in UDP, at the UDP
-    /// payload; all else is in [`crate::PacketBuf::outer`].
+    /// payload; all else is in [`crate::Batch::outer_of`].
     ByKernel,
     /// The dataplane: AF_XDP, captures, simulations. Data starts at a complete outer IPv4 or IPv6
     /// header (and UDP), with the IPv4 header checksum; the UDP checksum is zero over IPv4 and
