@@ -140,12 +140,14 @@ impl PacketBuf {
 
 /// A bounded run of packets over one arena. Allocates when made, never again.
 ///
-/// Frames are handed out in order. A driver either copies packets in ([`Batch::push`]), or lets the
+/// The arena is handed out from its start on. A driver either copies packets in ([`Batch::push`]), or lets the
 /// kernel write into the [spare frames](Batch::spare_frames) and then says what has arrived
-/// ([`Batch::push_received`]), or places packets itself where they shall leave from
+/// ([`Batch::push_received`]), or writes many packets into the [spare room](Batch::spare_room) and says where each lies
 /// ([`Batch::push_placed`]).
 pub struct Batch {
     arena: Box<[u8]>,
+    /// Bytes of the arena handed out.
+    used: usize,
     packets: Vec<PacketBuf>,
     /// Two slots for each packet, by its number: one that whoever fills the batch may write, one that the dataplane may.
     /// A packet whose outer side is the one before's uses that one's slot.
@@ -157,10 +159,14 @@ pub struct Batch {
 impl Batch {
     /// Room for `capacity` packets in frames of `frame_bytes`, headroom and tailroom included.
     pub fn new(capacity: usize, frame_bytes: usize) -> Self {
+        Self::with_arena(capacity, frame_bytes, 0)
+    }
+
+    /// The same with an arena of at least `arena_bytes`, for a driver that places packets itself.
+    pub fn with_arena(capacity: usize, frame_bytes: usize, arena_bytes: usize) -> Self {
+        let arena_bytes = capacity.saturating_mul(frame_bytes).max(arena_bytes);
         assert!(
-            capacity
-                .checked_mul(frame_bytes)
-                .is_some_and(|bytes| bytes <= u32::MAX as usize),
+            arena_bytes <= u32::MAX as usize,
             "a batch's arena is addressed with 32 bits"
         );
         assert!(
@@ -168,7 +174,8 @@ impl Batch {
             "a batch's outer sides are numbered with 16 bits"
         );
         Self {
-            arena: vec![0; capacity * frame_bytes].into_boxed_slice(),
+            arena: vec![0; arena_bytes].into_boxed_slice(),
+            used: 0,
             packets: Vec::with_capacity(capacity),
             outers: vec![Outer::NONE; 2 * capacity].into_boxed_slice(),
             frame_bytes,
@@ -179,6 +186,7 @@ impl Batch {
     /// Forgets all packets; the arena keeps its bytes.
     pub fn clear(&mut self) {
         self.packets.clear();
+        self.used = 0;
     }
 
     /// How many packets it holds.
@@ -193,7 +201,7 @@ impl Batch {
 
     /// Whether no frame is left.
     pub fn is_full(&self) -> bool {
-        self.packets.len() == self.capacity
+        self.packets.len() == self.capacity || self.arena.len() - self.used < self.frame_bytes
     }
 
     /// How many packets it can hold.
@@ -276,6 +284,11 @@ impl Batch {
         &mut self.arena
     }
 
+    /// Bytes of the arena that are handed out: where the next frame starts.
+    pub fn used_bytes(&self) -> usize {
+        self.used
+    }
+
     /// All parts at once, for code that works on many packets in place: arena, packets, slots of outer sides, and the number
     /// of the slot that is the dataplane's to write for the first packet.
     pub(crate) fn parts_mut(&mut self) -> (&mut [u8], &mut [PacketBuf], &mut [Outer], usize) {
@@ -296,7 +309,7 @@ impl Batch {
         if self.is_full() || data.len() > room {
             return false;
         }
-        let at = self.packets.len() * self.frame_bytes + HEADROOM_BYTES;
+        let at = self.used + HEADROOM_BYTES;
         self.arena[at..at + data.len()].copy_from_slice(data);
         self.push_received(data.len(), outer);
         true
@@ -305,11 +318,16 @@ impl Batch {
     /// The frames not yet used, each without its headroom and tailroom, in the order in which
     /// [`Batch::push_received`] takes them.
     pub fn spare_frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let used = self.packets.len() * self.frame_bytes;
         let room = HEADROOM_BYTES..self.frame_bytes - TAILROOM_BYTES;
-        self.arena[used..]
+        self.arena[self.used..]
             .chunks_exact_mut(self.frame_bytes)
+            .take(self.capacity - self.packets.len())
             .map(move |frame| &mut frame[room.clone()])
+    }
+
+    /// All of the arena that is not yet used.
+    pub fn spare_room(&mut self) -> &mut [u8] {
+        &mut self.arena[self.used..]
     }
 
     /// Takes the next spare frame, into which `bytes` have been written.
@@ -317,7 +335,7 @@ impl Batch {
     /// # Panics
     /// If no frame is left or `bytes` exceeds a frame's room.
     pub fn push_received(&mut self, bytes: usize, outer: Outer) {
-        let frame_start = self.packets.len() * self.frame_bytes;
+        let frame_start = self.used;
         let frame_end = frame_start + self.frame_bytes;
         let start = frame_start + HEADROOM_BYTES;
         assert!(
@@ -327,20 +345,22 @@ impl Batch {
         self.push_placed(frame_start..frame_end, start..start + bytes, outer);
     }
 
-    /// Adds a packet at a place of the driver's choosing, such as one segment of a buffer that
-    /// leaves as a whole. Frames must not overlap; do not mix with the other ways to add packets.
+    /// Adds a packet at a place of the driver's choosing within the [spare room](Batch::spare_room), such as one segment of
+    /// a buffer that leaves as a whole. What lies before it and is in no frame stays unused.
     ///
     /// # Panics
-    /// If no packet more can be held, or the ranges do not nest within the arena.
+    /// If no packet more can be held, or the ranges do not nest within the spare room.
     pub fn push_placed(&mut self, frame: Range<usize>, data: Range<usize>, outer: Outer) {
         assert!(
             self.packets.len() < self.capacity
+                && self.used <= frame.start
                 && frame.start <= data.start
                 && data.start <= data.end
                 && data.end <= frame.end
                 && frame.end <= self.arena.len(),
-            "frame {frame:?} and data {data:?} must nest within the arena"
+            "frame {frame:?} and data {data:?} must nest within the spare room"
         );
+        self.used = frame.end;
         let outer_at = self.place_outer(self.packets.len(), &outer);
         self.packets.push(PacketBuf {
             frame_start: frame.start as u32,
@@ -418,6 +438,40 @@ mod tests {
             panic!("five were put in")
         };
         assert!(batch.same_outer(first, second));
+    }
+
+    #[test]
+    fn placed_packets_and_frames_follow_each_other() {
+        let mut batch = Batch::with_arena(4, 256, 1100);
+        batch.spare_room()[..4].copy_from_slice(&[1, 2, 3, 4]);
+        batch.push_placed(0..2, 0..2, Outer::NONE);
+        batch.push_placed(2..6, 2..4, Outer::NONE);
+        assert!(batch.push(&[5], Outer::NONE));
+        let used = 6 + 256;
+        assert_eq!(
+            (batch.used_bytes(), batch.spare_room().len()),
+            (used, 1100 - used)
+        );
+        batch.push_placed(800..900, 850..850, Outer::NONE);
+        let data: Vec<_> = (0..4).map(|index| batch.data(index)).collect();
+        assert_eq!(data, [&[1, 2][..], &[3, 4], &[5], &[]]);
+        batch.clear();
+        assert!(batch.used_bytes() == 0 && batch.spare_frames().count() == 4);
+    }
+
+    #[test]
+    fn an_arena_without_a_frame_left_is_full() {
+        let mut batch = Batch::new(4, 256);
+        batch.push_placed(0..769, 0..769, Outer::NONE);
+        assert!(batch.is_full() && !batch.push(&[1], Outer::NONE));
+    }
+
+    #[test]
+    #[should_panic(expected = "spare room")]
+    fn frames_do_not_overlap() {
+        let mut batch = Batch::new(2, 256);
+        assert!(batch.push(&[1], Outer::NONE));
+        batch.push_placed(255..300, 256..300, Outer::NONE);
     }
 
     #[test]

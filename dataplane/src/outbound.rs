@@ -11,7 +11,7 @@ use crate::{
     outer::OuterSides,
     spd::{AnyEnds, Decision},
     tables::{Sender, Tables},
-    tunnel,
+    tunnel::{self, OuterHeader},
     wire::{Flow, Head, KeyV4, KeyV6, protocol},
 };
 use arrayvec::ArrayVec;
@@ -163,6 +163,15 @@ impl Outbound {
     }
 }
 
+/// Bytes of outer headers that are ours to write before ESP.
+#[inline]
+fn bytes_before(tables: &Tables, header: &OuterHeader) -> usize {
+    match tables.settings.outer_headers {
+        OuterHeaders::Written => header.bytes(),
+        OuterHeaders::ByKernel => tunnel::BY_KERNEL,
+    }
+}
+
 /// Steps 3 and 4: which packets leave, in which tunnel. All others get their verdict here.
 struct Classify<'b, 't> {
     tables: &'t Tables,
@@ -189,7 +198,11 @@ impl Work for Classify<'_, '_> {
             match route {
                 Route::Send(sender)
                     if sender.header.can_carry(head.total_bytes)
-                        && encap::has_room(packet, head.total_bytes, sender.header.bytes()) =>
+                        && encap::has_room(
+                            packet,
+                            head.total_bytes,
+                            bytes_before(self.tables, &sender.header),
+                        ) =>
                 {
                     packet.outer_tos = head.tos;
                     packet.outer_df = sender.header.df(head.df);
@@ -322,11 +335,7 @@ fn seal(
         let outer_at = outers.set(first, *header.outer());
         let written = tables.settings.outer_headers == OuterHeaders::Written;
         sums |= written && header.has_sum();
-        let wrap = match if written {
-            header.bytes()
-        } else {
-            tunnel::BY_KERNEL
-        } {
+        let wrap = match bytes_before(tables, header) {
             tunnel::V4_UDP => wrap::<{ tunnel::V4_UDP }>,
             tunnel::V4 => wrap::<{ tunnel::V4 }>,
             tunnel::V6_UDP => wrap::<{ tunnel::V6_UDP }>,

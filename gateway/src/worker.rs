@@ -16,7 +16,7 @@
 
 use crate::{
     hold::{HoldLimits, HoldQueue},
-    io::{Driver, Traffic, Waker, wait},
+    io::{Driver, Traffic, Waker, receiving_arena_bytes, wait},
 };
 use arc_swap::ArcSwap;
 use arrayvec::ArrayVec;
@@ -198,7 +198,10 @@ struct Worker {
     waker: Waker,
     stop: Arc<AtomicBool>,
     busy_poll: bool,
-    batch: Batch,
+    /// From clear to ESP.
+    leaving: Batch,
+    /// From ESP to clear: its arena is where messages of many packets are received.
+    arriving: Batch,
     outbound: Outbound,
     inbound: Inbound,
     held: HoldQueue,
@@ -221,7 +224,12 @@ impl Worker {
             waker,
             stop,
             busy_poll: setup.busy_poll,
-            batch: Batch::new(setup.batch_packets, setup.frame_bytes),
+            leaving: Batch::new(setup.batch_packets, setup.frame_bytes),
+            arriving: Batch::with_arena(
+                setup.batch_packets,
+                setup.frame_bytes,
+                receiving_arena_bytes(),
+            ),
             outbound: Outbound::new(setup.batch_packets).of_worker(setup.index as u16),
             inbound: Inbound::new(setup.batch_packets),
             held: HoldQueue::new(setup.hold),
@@ -285,21 +293,21 @@ impl Worker {
 
     fn turn_outbound(&mut self, tables: &Tables, now: Duration) -> io::Result<bool> {
         // 2. Receive.
-        self.batch.clear();
+        self.leaving.clear();
         self.inner
-            .receive(&mut self.batch, &mut self.report.drops)?;
-        if self.batch.is_empty() {
+            .receive(&mut self.leaving, &mut self.report.drops)?;
+        if self.leaving.is_empty() {
             return Ok(false);
         }
-        self.counters.received_inner(traffic(&self.batch));
+        self.counters.received_inner(traffic(&self.leaving));
         // 3. Clear to ESP.
         self.outbound
-            .process(tables, &mut self.batch, &mut self.report);
+            .process(tables, &mut self.leaving, &mut self.report);
         // 4. Hold what has no SA yet.
-        for (index, packet) in self.batch.packets().iter().enumerate() {
+        for (index, packet) in self.leaving.packets().iter().enumerate() {
             match packet.verdict {
                 Verdict::Hold(tunnel) => {
-                    let data = self.batch.data(index);
+                    let data = self.leaving.data(index);
                     self.held.push(now, tunnel, data, &mut self.report.drops);
                 }
                 Verdict::Bypass => self.report.count_drop(DropReason::BypassUnavailable),
@@ -307,31 +315,31 @@ impl Worker {
             }
         }
         // 5. Transmit.
-        let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
+        let sent = self.outer.transmit(&self.leaving, &mut self.report.drops);
         self.counters.sent_outer(sent);
         Ok(true)
     }
 
     fn turn_inbound(&mut self) -> io::Result<bool> {
         // 2. Receive.
-        self.batch.clear();
+        self.arriving.clear();
         self.outer
-            .receive(&mut self.batch, &mut self.report.drops)?;
-        if self.batch.is_empty() {
+            .receive(&mut self.arriving, &mut self.report.drops)?;
+        if self.arriving.is_empty() {
             return Ok(false);
         }
-        self.counters.received_outer(traffic(&self.batch));
+        self.counters.received_outer(traffic(&self.arriving));
         // 3. ESP to clear, by a snapshot taken after the packets: an inbound SA is published before the peer
         //    can know of it, so whatever has arrived for it finds it. An older snapshot might not have it.
         let tables = self.tables.load();
         self.inbound
-            .process(&tables, &mut self.batch, &mut self.report);
+            .process(&tables, &mut self.arriving, &mut self.report);
         // 4. Control messages go to the control side; few, so they may be copied.
-        for (index, packet) in self.batch.packets().iter().enumerate() {
+        for (index, packet) in self.arriving.packets().iter().enumerate() {
             if packet.verdict == Verdict::Control {
                 let message = ToControl::Datagram {
-                    from: self.batch.outer_of(packet).remote,
-                    data: self.batch.data(index).to_vec(),
+                    from: self.arriving.outer_of(packet).remote,
+                    data: self.arriving.data(index).to_vec(),
                 };
                 if self.control.try_send(message).is_err() {
                     self.report.count_drop(DropReason::ControlQueueFull);
@@ -339,7 +347,7 @@ impl Worker {
             }
         }
         // 5. Transmit.
-        let sent = self.inner.transmit(&self.batch, &mut self.report.drops);
+        let sent = self.inner.transmit(&self.arriving, &mut self.report.drops);
         self.counters.sent_inner(sent);
         Ok(true)
     }
@@ -349,23 +357,23 @@ impl Worker {
         let mut waiting = self.held.take_all().peekable();
         while waiting.peek().is_some() {
             let mut since: ArrayVec<Duration, RELEASE_PACKETS> = ArrayVec::new();
-            self.batch.clear();
+            self.leaving.clear();
             while !since.is_full()
-                && !self.batch.is_full()
+                && !self.leaving.is_full()
                 && let Some(packet) = waiting.next()
             {
-                if self.batch.push(&packet.data, Outer::NONE) {
+                if self.leaving.push(&packet.data, Outer::NONE) {
                     since.push(packet.since);
                 } else {
                     self.report.count_drop(DropReason::InnerTooBig);
                 }
             }
             self.outbound
-                .process(tables, &mut self.batch, &mut self.report);
-            for (index, packet) in self.batch.packets().iter().enumerate() {
+                .process(tables, &mut self.leaving, &mut self.report);
+            for (index, packet) in self.leaving.packets().iter().enumerate() {
                 match packet.verdict {
                     Verdict::Hold(tunnel) => {
-                        let data = self.batch.data(index);
+                        let data = self.leaving.data(index);
                         self.held
                             .push(since[index], tunnel, data, &mut self.report.drops);
                     }
@@ -373,7 +381,7 @@ impl Worker {
                     Verdict::Pending | Verdict::Forward | Verdict::Control | Verdict::Drop(_) => {}
                 }
             }
-            let sent = self.outer.transmit(&self.batch, &mut self.report.drops);
+            let sent = self.outer.transmit(&self.leaving, &mut self.report.drops);
             self.counters.sent_outer(sent);
         }
     }

@@ -6,8 +6,9 @@
 //!               …
 //!   sendmmsg ◀─ message 0: iovec ◀─ packet 0                a message by itself
 //!               message 1: iovec ◀─ packet 1   ┐            control: UDP_SEGMENT: neighbours that
-//!                          iovec ◀─ packet 2   │            differ in nothing outside go through the
-//!                          iovec ◀─ packet 3   ┘            network stack as one (GSO)
+//!                          │        packet 2   │            differ in nothing outside go through the
+//!                          iovec ◀─ packet 3   ┘            network stack as one (GSO); what lies close together
+//!                                                           (1 and 2) is one piece
 //! ```
 
 use super::{
@@ -152,7 +153,7 @@ impl Messages {
         udp: bool,
         finish: &impl Fn(&mut Batch, usize),
     ) {
-        let (first, frame_bytes) = (batch.len(), batch.frame_bytes());
+        let (first, frame_bytes) = (batch.used_bytes(), batch.frame_bytes());
         let room = room_bytes(batch);
         for (index, message) in self.headers[..arrived].iter().enumerate() {
             let bytes = message.msg_len as usize;
@@ -161,16 +162,16 @@ impl Messages {
                 continue;
             }
             // Behind a truncated packet the others move up one frame; rare, so they may be copied.
-            let (from, to) = (first + index, batch.len());
+            let (from, to) = (first + index * frame_bytes, batch.used_bytes());
             if from != to {
-                let start = from * frame_bytes + HEADROOM_BYTES;
+                let start = from + HEADROOM_BYTES;
                 batch
                     .arena_mut()
-                    .copy_within(start..start + bytes, to * frame_bytes + HEADROOM_BYTES);
+                    .copy_within(start..start + bytes, to + HEADROOM_BYTES);
             }
             let (outer, _alone) = self.outer_of(index, udp);
             batch.push_received(bytes, outer);
-            finish(batch, to);
+            finish(batch, batch.len() - 1);
         }
     }
 
@@ -222,11 +223,19 @@ impl Messages {
                     vectors
                 }
                 None => {
-                    let vectors = self.vectors[at..].iter_mut();
-                    for (place, index) in vectors.zip(&run[at..at + count]) {
-                        *place = vector(batch.data(*index));
+                    let mut end = at;
+                    for index in &run[at..at + count] {
+                        let next = vector(batch.data(*index));
+                        // Packets that lie close together are one piece to the kernel.
+                        match self.vectors[at..end].last_mut() {
+                            Some(last) if adjoins(last, &next) => last.iov_len += next.iov_len,
+                            _ => {
+                                self.vectors[end] = next;
+                                end += 1;
+                            }
+                        }
                     }
-                    at..at + count
+                    at..end
                 }
             };
             let name_bytes = address_into(&mut self.names[message], remote, ipv6);
@@ -298,6 +307,11 @@ fn vector(data: &[u8]) -> libc::iovec {
         iov_base: data.as_ptr().cast_mut().cast(),
         iov_len: data.len(),
     }
+}
+
+/// Whether `next` starts where `last` ends. Both lie in one batch's arena.
+fn adjoins(last: &libc::iovec, next: &libc::iovec) -> bool {
+    last.iov_base.addr() + last.iov_len == next.iov_base.addr()
 }
 
 fn udp_header(source: u16, destination: u16, payload_bytes: usize) -> [u8; UDP_HEADER_BYTES] {

@@ -126,6 +126,12 @@ pub const fn frame_bytes(inner_mtu: usize) -> usize {
     if bytes > 2048 { bytes } else { 2048 }
 }
 
+/// An arena in which a driver of sockets finds room for messages of many packets each, to receive them where they are opened.
+/// Memory that nothing reaches is not backed by pages.
+pub const fn receiving_arena_bytes() -> usize {
+    gro::MESSAGES_MAX * gro::STRIDE_BYTES
+}
+
 /// Room for data in each frame of `batch`.
 fn room_bytes(batch: &Batch) -> usize {
     batch

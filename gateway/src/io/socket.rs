@@ -135,7 +135,7 @@ impl MessageSocket {
         }
         while !batch.is_full() {
             let (asked, result) = match &mut self.gro {
-                Some(gro) => gro.receive(self.socket.as_fd(), batch),
+                Some(gro) => gro.receive(self.socket.as_fd(), batch, drops),
                 None => self.messages.receive(self.socket.as_fd(), batch),
             };
             let arrived = match result {
@@ -149,9 +149,8 @@ impl MessageSocket {
                 Err(error) if passes(&error) => return Ok(()),
                 Err(error) => return Err(error),
             };
-            match &mut self.gro {
-                Some(gro) => gro.unpack(batch, drops),
-                None => self.messages.take(arrived, batch, drops, udp, &finish),
+            if self.gro.is_none() {
+                self.messages.take(arrived, batch, drops, udp, &finish);
             }
             if arrived < asked {
                 return Ok(());

@@ -289,6 +289,7 @@ mod tests {
             if batch.len() >= count {
                 return;
             }
+            assert!(!batch.is_full(), "{} of {count} fill it", batch.len());
             let patience = Some(Duration::from_secs(10));
             let woken = wait(&waker, &[socket.poll_descriptors()], patience).unwrap();
             assert!(woken.by_driver, "only {} of {count} arrived", batch.len());

@@ -1,8 +1,10 @@
 //! A TUN queue that speaks super-packets (`IFF_VNET_HDR`).
 //!
 //! ```text
-//!   read ─▶ staging │vnet│ IP │ TCP │ up to 64 KiB │ ─ split ─▶ frame, frame, frame of the batch
+//!   read ─▶ staging │vnet│ IP │ TCP │ up to 64 KiB │ ─ split ─▶ │ESP│IP│TCP│…│ICV│ESP│IP│TCP│…│ICV│… of the batch
 //!             └─ what the batch has no room for waits for the next receipt
+//!           Between the packets there is just what ESP will write there: sealed they are one piece, which leaves as it lies.
+//!
 //!   writev ◀─ │vnet│ IP │ TCP │ made anew, the payloads where they lie ◀─ coalesce ─ frames
 //! ```
 
@@ -18,7 +20,11 @@ use super::{
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropCounters, DropReason};
-use esplane_dataplane::batch::{Batch, Outer, Verdict};
+use esplane_dataplane::{
+    batch::{Batch, Outer, Verdict},
+    esp::encap::sealed_bytes,
+    wire::esp::BEFORE_PAYLOAD_BYTES,
+};
 use std::{
     io::{self, IoSlice},
     ops::Range,
@@ -84,13 +90,20 @@ impl SuperPackets {
         };
         let packet = &self.staging[range.clone()];
         while split.left() > 0 {
-            let Some(frame) = batch.spare_frames().next() else {
+            if batch.is_full() {
                 return;
+            }
+            let start = batch.used_bytes();
+            let place = batch.spare_room().get_mut(BEFORE_PAYLOAD_BYTES..);
+            let Some(bytes) = place.and_then(|place| split.next(packet, place)) else {
+                break; // not so: it fits into a frame, and there was room for one
             };
-            let Some(bytes) = split.next(packet, frame) else {
-                break; // it fitted when it was taken, and frames of one batch are alike
-            };
-            batch.push_received(bytes, Outer::NONE);
+            let data = start + BEFORE_PAYLOAD_BYTES;
+            batch.push_placed(
+                start..start + sealed_bytes(bytes),
+                data..data + bytes,
+                Outer::NONE,
+            );
         }
         self.pending = None;
     }
