@@ -13,6 +13,7 @@
 //!              control.rs (TOS, local address, sizes), name.rs (addresses), options.rs
 //!   vnet.rs    super-packets of the TUN, which offload/ splits and coalesces
 //!   assembly.rs, bpf.rs  programs in the kernel: which queue of the TUN (tun_steering.rs), which frames (xdp/)
+//!   link_losses.rs  what the TUN had no room for
 //!   poll.rs    sleeping until something arrives, and being woken
 //! ```
 //!
@@ -36,6 +37,7 @@ mod assembly;
 mod bpf;
 mod control;
 mod gro;
+mod link_losses;
 mod mmsg;
 mod name;
 mod offload;

@@ -6,8 +6,8 @@
 //! ```
 
 use super::{
-    Descriptors, Driver, Traffic, check, offload::VNET_BYTES, raw, room_bytes, tun_steering,
-    vnet::SuperPackets,
+    Descriptors, Driver, Traffic, check, link_losses::LinkLosses, offload::VNET_BYTES, raw,
+    room_bytes, tun_steering, vnet::SuperPackets,
 };
 use esplane_api::{DropCounters, DropReason};
 use esplane_dataplane::batch::{Batch, Outer, Verdict};
@@ -61,6 +61,8 @@ pub struct TunQueue {
     offloads: TunOffloads,
     /// There if the queue was opened for super-packets.
     super_packets: Option<SuperPackets>,
+    /// With the first queue: what the queues had no room for.
+    losses: Option<LinkLosses>,
 }
 
 /// What the kernel leaves to us, and takes from us, for many packets at once.
@@ -152,7 +154,14 @@ impl TunQueue {
                 first.name
             );
         }
-        if let Some(queue) = queues.first() {
+        if let Some(queue) = queues.first_mut() {
+            match LinkLosses::of(&queue.name) {
+                Ok(losses) => queue.losses = Some(losses),
+                Err(error) => info!(
+                    "packets for which {} has no room are not counted here but by `ip -statistics link show` ({error})",
+                    queue.name
+                ),
+            }
             match set_queue_length(&queue.name, options.queue_packets) {
                 // In a user namespace; there only netlink may (`network.rs`).
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
@@ -245,8 +254,11 @@ impl Driver for TunQueue {
         }
     }
 
-    /// The kernel counts per interface what its queues had no room for (`ip -statistics link show`), not per queue.
-    fn count_lost(&mut self, _: &mut DropCounters) {}
+    fn count_lost(&mut self, drops: &mut DropCounters) {
+        if let Some(losses) = &mut self.losses {
+            drops.add(DropReason::InnerOverrun, losses.take());
+        }
+    }
 
     fn poll_descriptors(&self) -> Descriptors<'_> {
         Descriptors::from_iter([self.file.as_fd()])
@@ -331,6 +343,7 @@ fn open_queue(name: &str, vnet: bool) -> Result<TunQueue, TunError> {
         name: String::from_utf8_lossy(&name).into_owned(),
         offloads: TunOffloads::default(),
         super_packets: None,
+        losses: None,
     })
 }
 
