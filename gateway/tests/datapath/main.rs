@@ -13,9 +13,10 @@
 mod site;
 mod traffic;
 
-use esplane_api::{DropReason, SaEvent};
+use esplane_api::{DropCounters, DropReason, SaEvent};
+use esplane_dataplane::Batch;
 use esplane_gateway::{
-    io::{RawEsp, RawReceive, TunError, TunOptions, TunQueue},
+    io::{Driver, RawEsp, RawReceive, TunError, TunOptions, TunQueue},
     netlink::Netlink,
     worker::ToControl,
 };
@@ -23,7 +24,7 @@ use site::{Encapsulation, Family, Sites, namespace, within};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     panic::{AssertUnwindSafe, catch_unwind},
     process::ExitCode,
     thread,
@@ -32,7 +33,7 @@ use std::{
 
 type Story = fn();
 
-const STORIES: [(&str, Story); 21] = [
+const STORIES: [(&str, Story); 22] = [
     ("esp_in_udp_over_ipv4_carries_everything", || {
         carries_everything(Encapsulation::Udp, Family::V4)
     }),
@@ -109,6 +110,10 @@ const STORIES: [(&str, Story); 21] = [
     (
         "a_packet_larger_than_a_frame_is_counted",
         a_large_packet_is_counted,
+    ),
+    (
+        "packets_that_the_tun_has_no_room_for_are_counted",
+        a_full_tun_is_counted,
     ),
 ];
 
@@ -382,4 +387,41 @@ fn a_large_packet_is_counted() {
     let counters = sites.a.stop();
     assert_eq!(counters.drops[DropReason::InnerTooBig], 1, "{counters:?}");
     assert_eq!(counters.drops.unexpected(), 1, "{counters:?}");
+}
+
+/// Nobody reads, and the queue holds ten: of a hundred packets ninety go, and each is counted once.
+fn a_full_tun_is_counted() {
+    let alone = namespace();
+    within(&alone, || {
+        let options = TunOptions {
+            queue_packets: 10,
+            ..TunOptions::new("esp0", 1)
+        };
+        let mut queue = TunQueue::open(&options).unwrap().remove(0);
+        site::block_on(async {
+            let netlink = Netlink::open().unwrap();
+            let tun = netlink.link_index("esp0").await.unwrap();
+            netlink.set_quiet(tun).await.unwrap();
+            netlink.set_up(tun).await.unwrap();
+            let here = "10.1.0.1".parse().unwrap();
+            netlink.add_address(tun, here, 24).await.unwrap();
+        });
+        let sender = UdpSocket::bind("10.1.0.1:0").unwrap();
+        for _ in 0..100 {
+            sender.send_to(b"x", "10.1.0.2:7300").unwrap();
+        }
+        let mut batch = Batch::new(128, 2048);
+        let mut drops = DropCounters::default();
+        queue.receive(&mut batch, &mut drops).unwrap();
+        queue.count_lost(&mut drops);
+        let lost = drops[DropReason::InnerOverrun];
+        assert_eq!(
+            (batch.len() as u64 + lost, drops.unexpected()),
+            (100, lost),
+            "{drops:?}"
+        );
+        assert!(lost > 0);
+        queue.count_lost(&mut drops);
+        assert_eq!(drops[DropReason::InnerOverrun], lost);
+    });
 }
