@@ -14,11 +14,14 @@ use crate::{
     spd::AnyEnds,
     tables::{Tables, Tunnel},
     tunnel::carry_ecn,
-    wire::{Esp, Flow, Head, KeyV4, KeyV6, esp},
+    wire::{
+        Esp, Flow, Head, KeyV4, KeyV6,
+        esp::{self, BEFORE_PAYLOAD_BYTES},
+    },
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, Spi};
-use std::{ops::Range, ptr, sync::atomic::Ordering::Relaxed};
+use std::{ptr, sync::atomic::Ordering::Relaxed};
 
 /// Bytes of the non-ESP marker: four zeros where ESP has its SPI (RFC 3948 §2.2).
 const NON_ESP_MARKER_BYTES: i32 = 4;
@@ -35,25 +38,18 @@ pub struct Inbound {
     kept: Vec<u8>,
 }
 
-/// A packet that waits for the AEAD, beside its job.
-#[derive(Clone, Copy)]
-struct Waiting {
-    /// Its place in the chunk.
-    at: u8,
-    sealed: Sealed,
-}
-
 /// Packets in a row of one SA.
 struct Run<'t> {
     entry: &'t InboundEntry,
-    packets: usize,
+    /// Where they end among the packets that wait.
+    end: usize,
 }
 
 /// Everything of a chunk that is worth authenticating: runs one after the other, their packets, their jobs.
 #[derive(Default)]
 struct Arrival<'t> {
     runs: Chunk<Run<'t>>,
-    packets: Chunk<Waiting>,
+    packets: Chunk<Sealed>,
     jobs: Jobs<'t>,
 }
 
@@ -61,7 +57,7 @@ struct Arrival<'t> {
 #[derive(Default)]
 struct Carried {
     packets: u64,
-    data_packets: u64,
+    dummies: u64,
     bytes: u64,
 }
 
@@ -91,15 +87,14 @@ impl Inbound {
             let suspect = self.keep_suspect(arena, &arrival);
             tables.aead.open(arena, &mut arrival.jobs);
             if let Some((sa, index)) = suspect
-                && let Some(waiting) = arrival.packets.get_mut(index)
+                && let Some(sealed) = arrival.packets.get_mut(index)
                 && let Some(job) = arrival.jobs.get_mut(index)
                 && !job.ok
             {
-                let (sealed, kept) = (&mut waiting.sealed, &self.kept);
-                sealed.resynchronise(sa, tables.aead, arena, job, kept);
+                sealed.resynchronise(sa, tables.aead, arena, job, &self.kept);
             }
             // 6, 7: commit, finish
-            finish(tables, arena, chunk, &outers, &arrival, report);
+            finish(tables, arena, chunk, &outers, &mut arrival, report);
         }
     }
 
@@ -117,7 +112,7 @@ impl Inbound {
         let mut first = 0;
         let out_of_step = |run: &&Run<'t>| {
             let suspect = run.entry.sa.may_be_out_of_step();
-            first += if suspect { 0 } else { run.packets };
+            first = if suspect { first } else { run.end };
             suspect
         };
         let run = arrival.runs.iter().find(out_of_step)?;
@@ -147,9 +142,9 @@ fn check<'t>(
             continue;
         }
         let checked = classify(tables.settings.outer_headers, arena, outers, at, packet)
-            .and_then(|(spi, udp)| check_one(tables, arena, packet, (spi, udp), &mut last));
+            .and_then(|(spi, udp)| check_one(tables, arena, at, packet, (spi, udp), &mut last));
         match checked {
-            Ok((entry, sealed, job)) => arrival.push(entry, at as u8, sealed, job),
+            Ok((entry, sealed, job)) => arrival.push(entry, sealed, job),
             Err(verdict) => decide(packet, verdict, report),
         }
     }
@@ -157,12 +152,13 @@ fn check<'t>(
 
 impl<'t> Arrival<'t> {
     #[inline]
-    fn push(&mut self, entry: &'t InboundEntry, at: u8, sealed: Sealed, job: Job<'t>) {
-        self.packets.push(Waiting { at, sealed });
+    fn push(&mut self, entry: &'t InboundEntry, sealed: Sealed, job: Job<'t>) {
+        self.packets.push(sealed);
         self.jobs.push(job);
+        let end = self.packets.len();
         match self.runs.last_mut() {
-            Some(run) if ptr::eq(run.entry, entry) => run.packets += 1,
-            _ => self.runs.push(Run { entry, packets: 1 }),
+            Some(run) if ptr::eq(run.entry, entry) => run.end = end,
+            _ => self.runs.push(Run { entry, end }),
         }
     }
 }
@@ -201,6 +197,7 @@ fn classify(
 fn check_one<'t>(
     tables: &'t Tables,
     arena: &[u8],
+    at: usize,
     packet: &PacketBuf,
     (spi, udp): (u32, bool),
     last: &mut Option<&'t InboundEntry>,
@@ -219,11 +216,11 @@ fn check_one<'t>(
     if sa.usage.ended() {
         return Err(drop(DropReason::InboundLifetimeExpired));
     }
-    let at = packet.data_range();
-    let esp = arena.get(at.clone()).and_then(Esp::parse);
+    let place = packet.data_range();
+    let esp = arena.get(place.clone()).and_then(Esp::parse);
     let esp = esp.ok_or(drop(DropReason::EspTruncated))?;
     // 5: infer the number, look at the window
-    match Sealed::check(sa, &esp, &at) {
+    match Sealed::check(sa, &esp, at as u8, &place) {
         Ok((sealed, job)) => Ok((entry, sealed, job)),
         Err(reason) => {
             sa.replays.fetch_add(1, Relaxed);
@@ -238,51 +235,41 @@ fn finish(
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
-    arrival: &Arrival<'_>,
+    arrival: &mut Arrival<'_>,
     report: &mut Report,
 ) {
-    let (mut packets, mut jobs) = (&arrival.packets[..], &arrival.jobs[..]);
-    for Run {
-        entry,
-        packets: count,
-    } in &arrival.runs
-    {
-        let (these, others) = packets.split_at(*count);
-        let (their_jobs, other_jobs) = jobs.split_at(*count);
-        (packets, jobs) = (others, other_jobs);
-        let run = (*entry, these, their_jobs);
-        finish_run(tables, arena, chunk, outers, run, report);
+    let (mut packets, mut jobs, mut begin) = (&mut arrival.packets[..], &arrival.jobs[..], 0);
+    for Run { entry, end } in &arrival.runs {
+        let (these, others) = packets.split_at_mut(*end - begin);
+        let (their_jobs, other_jobs) = jobs.split_at(*end - begin);
+        (packets, jobs, begin) = (others, other_jobs, *end);
+        // 6: authenticate
+        let authentic = Authentic::of_run(entry, these, their_jobs, |at| {
+            let reason = DropReason::AuthenticationFailed;
+            decide(&mut chunk[usize::from(at)], Verdict::Drop(reason), report);
+        });
+        finish_run(tables, arena, chunk, outers, (entry, authentic), report);
     }
 }
 
-/// The same for one run.
+/// The same for one run of authentic packets.
 #[inline]
 fn finish_run(
     tables: &Tables,
     arena: &mut [u8],
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
-    (entry, packets, jobs): (&InboundEntry, &[Waiting], &[Job<'_>]),
+    (entry, authentic): (&InboundEntry, Authentic<'_, '_>),
     report: &mut Report,
 ) {
-    // 6: authenticate
-    let mut authentic = Authentic::none_of(entry);
-    let mut opened: Chunk<(u8, Range<usize>)> = Chunk::new();
-    for (Waiting { at, sealed }, job) in packets.iter().zip(jobs) {
-        match authentic.authenticate(*sealed, job) {
-            Ok(()) => opened.push((*at, job.payload.clone())),
-            Err(reason) => decide(&mut chunk[usize::from(*at)], Verdict::Drop(reason), report),
-        }
-    }
     // 6: commit; 7: finish
     let mut carried = Carried::default();
     let mut last_let_in = (KeyV4::NONE, KeyV6::NONE);
-    let newest = authentic.commit(|index, accepted| {
-        let (at, payload) = &opened[index];
-        let packet = &mut chunk[usize::from(*at)];
+    let newest = authentic.commit(|at, accepted| {
+        let packet = &mut chunk[usize::from(at)];
         let verdict = match accepted {
             Ok(accepted) => {
-                let verdict = match open(&accepted, arena, packet, payload, &mut last_let_in) {
+                let verdict = match open(&accepted, arena, packet, &mut last_let_in) {
                     Ok(()) => Verdict::Forward,
                     Err(reason) => Verdict::Drop(reason),
                 };
@@ -298,7 +285,7 @@ fn finish_run(
         let tunnel = tables.tunnel(entry.tunnel);
         // Only the newest packet tells where the peer is: an old one may come late from where it was.
         if let (Some(newest), Some(tunnel)) = (newest, tunnel) {
-            let packet = &chunk[usize::from(opened[newest].0)];
+            let packet = &chunk[usize::from(newest)];
             note_endpoint(tunnel, outers.of(packet), report);
         }
         carried.count(entry, tunnel, report);
@@ -333,19 +320,21 @@ fn open(
     accepted: &Accepted<'_>,
     arena: &mut [u8],
     packet: &mut PacketBuf,
-    at: &Range<usize>,
     last_let_in: &mut (KeyV4, KeyV6),
 ) -> Result<(), DropReason> {
     let malformed = DropReason::DecryptedMalformed;
-    let opened = accepted.strip(arena.get(at.clone()).unwrap_or_default(), at)?;
-    let inner = arena.get_mut(opened.payload.clone()).ok_or(malformed)?;
+    let place = packet.data_range();
+    let start = place.start + BEFORE_PAYLOAD_BYTES;
+    let decrypted = arena.get_mut(start..place.end - ICV_BYTES);
+    let decrypted = decrypted.unwrap_or_default(); // as it was checked to be, or of no length
+    let opened = accepted.strip(decrypted)?;
+    let inner = decrypted.get_mut(..opened.payload_bytes).ok_or(malformed)?;
     let head = let_in(accepted.sa(), inner, last_let_in)?;
     if head.next_header != opened.next_header {
         return Err(malformed);
     }
     carry_ecn(inner, head.tos, packet.outer_tos)?;
     // RFC 4303 §2.7: what lies behind the inner packet is padding against traffic analysis.
-    let start = opened.payload.start;
     packet.set_edges(start as u32, (start + head.total_bytes) as u32);
     Ok(())
 }
@@ -393,7 +382,7 @@ impl Carried {
         if matches!(verdict, Verdict::Forward) {
             self.bytes += packet.data_bytes() as u64;
         }
-        self.data_packets += u64::from(verdict != Verdict::Drop(DropReason::DummyPacket));
+        self.dummies += u64::from(verdict == Verdict::Drop(DropReason::DummyPacket));
     }
 
     fn count(self, entry: &InboundEntry, tunnel: Option<&Tunnel>, report: &mut Report) {
@@ -402,10 +391,13 @@ impl Carried {
             report.raise(reached.event(sa.id));
         });
         if let Some(Tunnel { activity, .. }) = tunnel {
-            activity.received_packets.fetch_add(self.packets, Relaxed);
+            let data_packets = self.packets - self.dummies;
             activity
                 .received_data_packets
-                .fetch_add(self.data_packets, Relaxed);
+                .fetch_add(data_packets, Relaxed);
+            if self.dummies > 0 {
+                activity.received_dummies.fetch_add(self.dummies, Relaxed);
+            }
         }
     }
 }

@@ -87,6 +87,9 @@ impl ReplayWindow {
     /// The same, by a head that was read already.
     #[inline]
     pub fn check_below(&self, head: u64, number: u64) -> Result<(), DropReason> {
+        if number > head {
+            return Ok(()); // as nearly always: nothing so high has come
+        }
         if number < self.oldest(head) {
             return Err(DropReason::ReplayTooOld);
         }
@@ -101,54 +104,65 @@ impl ReplayWindow {
     #[inline]
     pub fn commit(&self, number: u64) -> Result<bool, DropReason> {
         let mut taken = Err(DropReason::ReplayTooOld);
-        let newest = self.commit_run(&[number], |_, result| taken = result);
-        taken.map(|()| newest == Some(0))
+        let number = [number];
+        let newest = self.commit_run(&number, |number| *number, |_, result| taken = result);
+        let newest = newest.is_some();
+        taken.map(|()| newest)
     }
 
-    /// The same for a run of numbers, as if one after the other: tells for each, by its place, whether it is taken.
-    /// Answers the place of the one that is the highest so far, if one of them is.
+    /// The same for a run of packets, as if one after the other: tells for each whether its `number` is taken.
+    /// Answers which one has the highest so far, if one of them has.
     ///
     /// Numbers in a row share a block, and so one compare-and-swap.
     #[inline]
-    pub fn commit_run(
+    pub fn commit_run<'p, P>(
         &self,
-        numbers: &[u64],
-        mut tell: impl FnMut(usize, Result<(), DropReason>),
-    ) -> Option<usize> {
+        packets: &'p [P],
+        number: impl Fn(&P) -> u64,
+        mut tell: impl FnMut(&P, Result<(), DropReason>),
+    ) -> Option<&'p P> {
         let head_before = self.head();
         let (mut head, mut newest) = (head_before, None);
-        let mut at = 0;
-        while let Some(first) = numbers.get(at) {
-            let block = first / BLOCK_BITS;
+        let mut rest = packets;
+        while let Some(first) = rest.first() {
+            let block = number(first) / BLOCK_BITS;
             // A window is no smaller than a block, so none of a block's numbers makes another of them too old.
             let oldest = self.oldest(head);
-            let (begin, mut wanted) = (at, 0);
-            while let Some(number) = numbers.get(at)
-                && number / BLOCK_BITS == block
-            {
-                wanted |= if *number >= oldest {
-                    place(*number).1
-                } else {
-                    0
-                };
-                at += 1;
-            }
-            let mut fresh = self.take(block, wanted);
-            for (index, number) in (begin..).zip(&numbers[begin..at]) {
-                let bit = place(*number).1;
-                let taken = match &mut fresh {
-                    _ if *number < oldest => Err(DropReason::ReplayTooOld),
-                    Err(reason) => Err(*reason),
-                    Ok(fresh) if *fresh & bit == 0 => Err(DropReason::ReplayDuplicate),
-                    Ok(fresh) => {
-                        *fresh &= !bit;
-                        Ok(())
-                    }
-                };
-                if taken.is_ok() && *number > head {
-                    (head, newest) = (*number, Some(index));
+            let (mut wanted, mut count, mut clean) = (0, 0, true);
+            let mut highest = (0, None);
+            for packet in rest {
+                let number = number(packet);
+                if number / BLOCK_BITS != block {
+                    break;
                 }
-                tell(index, taken);
+                let bit = place(number).1;
+                clean &= number >= oldest && wanted & bit == 0;
+                wanted |= if number >= oldest { bit } else { 0 };
+                if number > highest.0 {
+                    highest = (number, Some(packet));
+                }
+                count += 1;
+            }
+            let (of_block, others) = rest.split_at(count);
+            rest = others;
+            let mut fresh = self.take(block, wanted);
+            // As nearly always all of them are taken, and need no further look.
+            let all = clean && fresh == Ok(wanted);
+            if all && highest.0 > head {
+                (head, newest) = highest;
+            }
+            for packet in of_block {
+                let taken = if all {
+                    Ok(())
+                } else {
+                    let number = number(packet);
+                    let taken = one_of(number, oldest, &mut fresh);
+                    if taken.is_ok() && number > head {
+                        (head, newest) = (number, Some(packet));
+                    }
+                    taken
+                };
+                tell(packet, taken);
             }
         }
         // Only what moves the head writes it: it is read by every worker.
@@ -187,6 +201,21 @@ impl ReplayWindow {
     fn slot(&self, number: u64) -> &AtomicU64 {
         // The number of slots is a power of two.
         &self.slots[(number / BLOCK_BITS) as usize & (self.slots.len() - 1)]
+    }
+}
+
+/// Whether a number is taken, of a block whose `fresh` bits have just been; once, so that its copy is not.
+#[cold]
+fn one_of(number: u64, oldest: u64, fresh: &mut Result<u32, DropReason>) -> Result<(), DropReason> {
+    let bit = place(number).1;
+    match fresh {
+        _ if number < oldest => Err(DropReason::ReplayTooOld),
+        Err(reason) => Err(*reason),
+        Ok(fresh) if *fresh & bit == 0 => Err(DropReason::ReplayDuplicate),
+        Ok(fresh) => {
+            *fresh &= !bit;
+            Ok(())
+        }
     }
 }
 

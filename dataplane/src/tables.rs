@@ -116,16 +116,17 @@ pub(crate) struct Sender {
 pub(crate) struct Activity {
     pub sent_data_packets: AtomicU64,
     pub received_data_packets: AtomicU64,
-    pub received_packets: AtomicU64,
+    pub received_dummies: AtomicU64,
 }
 
 impl Activity {
     fn read(&self, tunnel: TunnelId) -> TunnelActivity {
+        let received_data_packets = self.received_data_packets.load(Relaxed);
         TunnelActivity {
             tunnel,
             sent_data_packets: self.sent_data_packets.load(Relaxed),
-            received_data_packets: self.received_data_packets.load(Relaxed),
-            received_packets: self.received_packets.load(Relaxed),
+            received_data_packets,
+            received_packets: received_data_packets + self.received_dummies.load(Relaxed),
         }
     }
 }

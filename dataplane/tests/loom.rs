@@ -9,12 +9,16 @@ use loom::{sync::Arc, thread};
 /// The numbers of `run` that the window takes.
 fn taken(window: &ReplayWindow, run: &[u64]) -> Vec<u64> {
     let mut taken = Vec::new();
-    window.commit_run(run, |index, result| {
+    window.commit_run(run, itself, |number, result| {
         if result.is_ok() {
-            taken.push(run[index]);
+            taken.push(*number);
         }
     });
     taken
+}
+
+fn itself(number: &u64) -> u64 {
+    *number
 }
 
 /// One thread per run; what each has taken, in one sorted list.
@@ -66,10 +70,10 @@ fn the_highest_number_is_newest_once() {
         let window = Arc::new(window(64));
         let other = {
             let window = window.clone();
-            thread::spawn(move || window.commit_run(&[3, 9], |_, _| {}))
+            thread::spawn(move || window.commit_run(&[3, 9], itself, |_, _| {}).copied())
         };
-        let mine = window.commit_run(&[9, 4], |_, _| {});
-        let newest = [mine == Some(0), other.join().unwrap() == Some(1)];
+        let mine = window.commit_run(&[9, 4], itself, |_, _| {});
+        let newest = [mine == Some(&9), other.join().unwrap() == Some(9)];
         assert_eq!(newest.iter().filter(|newest| **newest).count(), 1);
     });
 }

@@ -10,7 +10,6 @@
 use super::{associated_data, job};
 use crate::{
     aead::{Aead, ICV_BYTES, Job},
-    outbound::CHUNK_PACKETS,
     sad::{InboundEntry, InboundSa},
     sequence::infer,
     wire::{
@@ -19,23 +18,31 @@ use crate::{
         protocol,
     },
 };
-use arrayvec::ArrayVec;
 use esplane_api::{DropReason, Esn};
 use std::{ops::Range, sync::atomic::Ordering::Relaxed};
 
 /// High halves tried beyond the inferred one when an SA may be out of step.
 const HIGH_HALVES_TRIED: u64 = 4;
 
+/// Padding that is compared in one piece: more than a sender needs.
+const PADDING_USUAL: [u8; 6] = [1, 2, 3, 4, 5, 6];
+const PADDING_USUAL_WORD: u64 = {
+    let [a, b, c, d, e, f] = PADDING_USUAL;
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+};
+
 /// A packet whose number could be accepted, if it is authentic.
 #[derive(Clone, Copy)]
 pub struct Sealed {
     number: u64,
+    /// Its place in the chunk.
+    at: u8,
 }
 
 /// Packets of one SA with the right ICV: a run, as numbers are taken together.
-pub struct Authentic<'t> {
+pub struct Authentic<'t, 's> {
     entry: &'t InboundEntry,
-    numbers: ArrayVec<u64, CHUNK_PACKETS>,
+    packets: &'s [Sealed],
 }
 
 /// An authentic packet whose number is taken.
@@ -44,22 +51,23 @@ pub struct Accepted<'t> {
 }
 
 /// The payload of an accepted packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// 4 for IPv4, 41 for IPv6.
     pub next_header: u8,
-    /// Where it lies in the arena.
-    pub payload: Range<usize>,
+    /// From the start of what was decrypted.
+    pub payload_bytes: usize,
 }
 
 impl Sealed {
-    /// Looks at the window and answers what the AEAD is to do. `at` is the ESP packet's place in
-    /// the arena.
+    /// Looks at the window and answers what the AEAD is to do. The ESP packet is number `at` of its chunk, and lies at `place`
+    /// in the arena.
     #[inline]
     pub fn check<'t>(
         sa: &'t InboundSa,
         esp: &Esp<'_>,
-        at: &Range<usize>,
+        at: u8,
+        place: &Range<usize>,
     ) -> Result<(Self, Job<'t>), DropReason> {
         let low = esp.sequence_low();
         let head = sa.window.head();
@@ -70,10 +78,10 @@ impl Sealed {
             }
         };
         sa.window.check_below(head, number)?;
-        let payload = at.start + BEFORE_PAYLOAD_BYTES..at.end - ICV_BYTES;
+        let payload = place.start + BEFORE_PAYLOAD_BYTES..place.end - ICV_BYTES;
         let numbered = (sa.id.spi, sa.esn, number);
         let job = job(&sa.key, sa.salt, esp.iv(), numbered, payload);
-        Ok((Self { number }, job))
+        Ok((Self { number, at }, job))
     }
 
     /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303
@@ -107,42 +115,65 @@ impl Sealed {
     }
 }
 
-impl<'t> Authentic<'t> {
-    /// Of no packet yet.
+impl<'t, 's> Authentic<'t, 's> {
+    /// Only with the right ICV does a packet of the SA go on; where others are is told. The jobs are those of the packets.
     #[inline]
-    pub fn none_of(entry: &'t InboundEntry) -> Self {
+    pub fn of_run(
+        entry: &'t InboundEntry,
+        packets: &'s mut [Sealed],
+        jobs: &[Job<'_>],
+        refused: impl FnMut(u8),
+    ) -> Self {
+        let all = packets.len() == jobs.len() && jobs.iter().all(|job| job.ok);
+        let kept = if all {
+            packets.len()
+        } else {
+            keep_authentic(&entry.sa, packets, jobs, refused)
+        };
         Self {
             entry,
-            numbers: ArrayVec::new(),
+            packets: packets.get(..kept).unwrap_or_default(),
         }
     }
 
-    /// Only with the right ICV does a packet of the SA go on.
+    /// Takes the numbers, each unless another copy of its packet was faster. Tells so for each packet of the chunk, and
+    /// answers which one is the newest so far, if one is.
     #[inline]
-    pub fn authenticate(&mut self, sealed: Sealed, job: &Job<'_>) -> Result<(), DropReason> {
-        if job.ok && self.numbers.try_push(sealed.number).is_ok() {
-            Ok(())
+    pub fn commit(self, mut tell: impl FnMut(u8, Result<Accepted<'t>, DropReason>)) -> Option<u8> {
+        let Self { entry, packets } = self;
+        let number = |packet: &Sealed| packet.number;
+        let newest = entry
+            .sa
+            .window
+            .commit_run(packets, number, |packet, taken| {
+                if taken.is_err() {
+                    entry.sa.replays.fetch_add(1, Relaxed);
+                }
+                tell(packet.at, taken.map(|()| Accepted { entry }));
+            });
+        newest.map(|packet| packet.at)
+    }
+}
+
+/// Moves authentic packets to the front, and answers how many there are.
+#[cold]
+fn keep_authentic(
+    sa: &InboundSa,
+    packets: &mut [Sealed],
+    jobs: &[Job<'_>],
+    mut refused: impl FnMut(u8),
+) -> usize {
+    let mut kept = 0;
+    for index in 0..packets.len() {
+        if jobs.get(index).is_some_and(|job| job.ok) {
+            packets.swap(kept, index); // those between are refused, whatever their order
+            kept += 1;
         } else {
-            self.entry.sa.note_failure();
-            Err(DropReason::AuthenticationFailed)
+            sa.note_failure();
+            refused(packets[index].at);
         }
     }
-
-    /// Takes the numbers, each unless another copy of its packet was faster. Tells so for each, in the order in which they
-    /// were authenticated, and answers which one is the highest so far, if one is.
-    #[inline]
-    pub fn commit(
-        self,
-        mut tell: impl FnMut(usize, Result<Accepted<'t>, DropReason>),
-    ) -> Option<usize> {
-        let entry = self.entry;
-        entry.sa.window.commit_run(&self.numbers, |index, taken| {
-            if taken.is_err() {
-                entry.sa.replays.fetch_add(1, Relaxed);
-            }
-            tell(index, taken.map(|()| Accepted { entry }));
-        })
-    }
+    kept
 }
 
 impl<'t> Accepted<'t> {
@@ -152,33 +183,47 @@ impl<'t> Accepted<'t> {
         &self.entry.sa
     }
 
-    /// Takes padding and trailer off what was decrypted at `at`.
+    /// Finds padding and trailer of what was decrypted.
     #[inline]
-    pub fn strip(&self, decrypted: &[u8], at: &Range<usize>) -> Result<Opened, DropReason> {
-        let [rest @ .., padding_bytes, next_header] = decrypted else {
-            return Err(DropReason::BadPadding);
+    pub fn strip(&self, decrypted: &[u8]) -> Result<Opened, DropReason> {
+        let (padding_bytes, next_header) = match decrypted.last_chunk::<8>() {
+            Some(last) if usize::from(last[6]) <= PADDING_USUAL.len() => {
+                // RFC 4303 §2.4: the receiver SHOULD inspect the padding 1, 2, 3, …
+                let bits = 8 * u32::from(last[6]);
+                let (got, usual) = (
+                    u64::from_be_bytes(*last) >> 16,
+                    PADDING_USUAL_WORD >> (48 - bits),
+                );
+                if got & !(u64::MAX << bits) != usual {
+                    return Err(DropReason::BadPadding);
+                }
+                (usize::from(last[6]), last[7])
+            }
+            _ => long_padding(decrypted).ok_or(DropReason::BadPadding)?,
         };
-        let payload_bytes = rest
-            .len()
-            .checked_sub(usize::from(*padding_bytes))
-            .ok_or(DropReason::BadPadding)?;
-        // RFC 4303 §2.4: the receiver SHOULD inspect the padding 1, 2, 3, …
-        let padding = &rest[payload_bytes..];
-        if padding
-            .iter()
-            .zip(1u8..)
-            .any(|(got, expected)| *got != expected)
-        {
-            return Err(DropReason::BadPadding);
-        }
-        match *next_header {
+        match next_header {
             protocol::IPV4 | protocol::IPV6 => Ok(Opened {
-                next_header: *next_header,
-                payload: at.start..at.end - TRAILER_BYTES - padding.len(),
+                next_header,
+                payload_bytes: decrypted.len() - TRAILER_BYTES - padding_bytes,
             }),
             // RFC 4303 §2.6: discarded without prejudice.
             protocol::NO_NEXT_HEADER => Err(DropReason::DummyPacket),
             _ => Err(DropReason::UnsupportedNextHeader),
         }
     }
+}
+
+/// Length of padding of any length, and the next header. `None` where the padding is not 1, 2, 3, …
+#[cold]
+fn long_padding(decrypted: &[u8]) -> Option<(usize, u8)> {
+    let [rest @ .., padding_bytes, next_header] = decrypted else {
+        return None;
+    };
+    let padding_bytes = usize::from(*padding_bytes);
+    let padding = rest.get(rest.len().checked_sub(padding_bytes)?..)?;
+    let right = padding
+        .iter()
+        .zip(1u8..)
+        .all(|(got, expected)| *got == expected);
+    right.then_some((padding_bytes, *next_header))
 }

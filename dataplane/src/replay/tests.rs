@@ -177,9 +177,10 @@ fn many_workers_take_overlapping_runs_exactly_once() {
                 let mut first = 1 + worker * 5;
                 while first <= NUMBERS {
                     let run: Vec<u64> = (first..=NUMBERS.min(first + 63)).collect();
-                    w.commit_run(&run, |index, taken| {
+                    let number = |number: &u64| *number;
+                    w.commit_run(&run, number, |number, taken| {
                         if taken.is_ok() {
-                            accepted[run[index] as usize].fetch_add(1, Relaxed);
+                            accepted[*number as usize].fetch_add(1, Relaxed);
                         }
                     });
                     first += 17 + worker;
@@ -290,12 +291,13 @@ proptest! {
                 .collect();
             let expected: Vec<_> = numbers.iter().map(|number| one_by_one.commit(*number)).collect();
             let mut told = Vec::new();
-            let newest = at_once.commit_run(&numbers, |index, taken| {
-                assert_eq!(index, told.len());
+            let places: Vec<usize> = (0..numbers.len()).collect();
+            let newest = at_once.commit_run(&places, |at| numbers[*at], |at, taken| {
+                assert_eq!(*at, told.len());
                 told.push(taken);
             });
             let last_newest = expected.iter().rposition(|result| *result == Ok(true));
-            prop_assert_eq!(newest, last_newest);
+            prop_assert_eq!(newest.copied(), last_newest);
             let expected: Vec<_> = expected.into_iter().map(|result| result.map(|_| ())).collect();
             prop_assert_eq!(told, expected, "{:?}", numbers);
             prop_assert_eq!(at_once.head(), one_by_one.head());
