@@ -158,7 +158,11 @@ impl<'t> Arrival<'t> {
         let end = self.packets.len();
         match self.runs.last_mut() {
             Some(run) if ptr::eq(run.entry, entry) => run.end = end,
-            _ => self.runs.push(Run { entry, end }),
+            _ => {
+                // On its way while the chunk's other packets are looked at.
+                entry.sa.key.prefetch();
+                self.runs.push(Run { entry, end });
+            }
         }
     }
 }
