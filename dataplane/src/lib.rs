@@ -63,22 +63,20 @@
 //!
 //! Core cycles of one packet of 64 inner bytes, AES-128-GCM in UDP over IPv4, one SA, everything in the cache, on a Zen 5 core with
 //! AVX-512. Rows are differences between lines of `esplane bench` (`aead-seal`, `esp-encap` less that, `route-lookup`, …):
-//! minima over windows of 64 packets, of a machine busy with other work, so good for a few cycles:
+//! minima over windows of 64 packets, good for a few cycles:
 //!
 //! | step | out | in |
 //! |---|---|---|
-//! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 41 | 41 |
-//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 50 | 67 |
-//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0) | 34 | – |
-//! | outer IP and UDP header | 26 | 15 |
-//! | all | 151 | 123 |
+//! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 33 | 34 |
+//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 52 | 59 |
+//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0) | 24 | – |
+//! | outer IP and UDP header | 13 | 18 |
+//! | all | 122 | 111 |
 //!
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters, four locked
-//! instructions outbound; inbound one per 32 numbers, and three. With 10,000 SAs in turn every packet is a run of its own, and what
-//! costs is memory: some fifteen cache lines of SA, key and counters from L3 for each packet.
-//!
-//! Most of the second row is plain instructions, about 290 a packet outbound (`valgrind --tool=callgrind`), none of them
-//! above a twentieth of it.
+//! instructions outbound; inbound one per 32 numbers, and two. With SAs in turn every packet is a run of its own: at 10,000 it costs
+//! twice as much outbound and 4.6 times inbound, and what costs is memory, some fifteen cache lines of SA, key and counters
+//! from L3. Inbound, keys are asked for while the chunk's other packets are looked at; records and windows are not yet.
 //!
 //! # Where we deviate, and why
 //!
