@@ -74,7 +74,7 @@
 //! | all | 122 | 111 |
 //!
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters, four locked
-//! instructions outbound; inbound one per 32 numbers, and two. With SAs in turn every packet is a run of its own: at 10,000 it costs
+//! instructions outbound; inbound one per 32 numbers, and four. With SAs in turn every packet is a run of its own: at 10,000 it costs
 //! twice as much outbound and 4.6 times inbound, and what costs is memory, some fifteen cache lines of SA, key and counters
 //! from L3. Inbound, keys are asked for while the chunk's other packets are looked at; records and windows are not yet.
 //!
