@@ -6,23 +6,20 @@
     ppsimix      the same with packets of 64, 576 and 1400 bytes as 7 : 4 : 1
     latency      round trips of ping every 2 ms: p50 and p99, idle and beside a TCP stream at full speed, ms
 
-    soak         for those who ask: eight TCP streams, and beside them 1 GiB whose SHA-256 must be the same at both ends; numbered
-                 UDP of one flow, of which none may overtake another; what the gateways' memory has grown by
+    soak         for those who ask: soak.py
 
 On the side: CPU time of both gateways' processes for each packet of udp1400; of an idle tunnel; their resident memory
 at its highest. A kernel charges its own work to whoever runs at the time, so CPU a packet is a comparison, no bill.
 """
 
-import contextlib
 import json
 import os
 import re
 import subprocess
-import sys
 import time
-from pathlib import Path
 
-from topology import SERVER, Failed, eventually, stop
+from soak import soak
+from topology import SERVER, Failed, listening, stop
 
 PORT = "5300"
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -58,34 +55,18 @@ class Context:
     def cpu_seconds(self):
         return sum(map(cpu_seconds, self.system.process_ids()))
 
-    def iperf(self, *arguments):
+    def iperf(self, *arguments, server=SERVER, seconds=None):
         """One run; iperf3's own account of it."""
-        server = self.iperf_server()
+        seconds = seconds or self.seconds
+        listener = self.iperf_server()
         try:
-            client = ["iperf3", "-c", SERVER, "-p", PORT, "-t", str(self.seconds), "-J", *arguments]
-            return json.loads(self.topology.run("h1", *client, seconds=self.seconds + 20))["end"]
+            client = ["iperf3", "-c", server, "-p", PORT, "-t", str(seconds), "-J", *arguments]
+            return json.loads(self.topology.run("h1", *client, seconds=seconds + 20))["end"]
         finally:
-            stop(server)
+            stop(listener)
 
-    def iperf_server(self):
-        return listening(self.topology.start("h2", "iperf3", "-s", "-1", "-p", PORT), PORT)
-
-
-def listening(server, port):
-    """The process, once it takes TCP connections there, however slow the machine is."""
-    waiting = re.compile(rf":{int(port):04X} \S+ 0A ")  # local address, remote address, state LISTEN
-
-    def listens():
-        if server.poll() is not None:
-            raise Failed(f"what should listen on port {port} has ended with {server.returncode}")
-        for table in ("tcp", "tcp6"):  # of the process's namespace; a kernel without IPv6 has no second
-            with contextlib.suppress(OSError):
-                if waiting.search(Path(f"/proc/{server.pid}/net/{table}").read_text()):
-                    return True
-        return False
-
-    eventually(listens, f"something listens on port {port}")
-    return server
+    def iperf_server(self, port=PORT):
+        return listening(self.topology.start("h2", "iperf3", "-s", "-1", "-p", port), port)
 
 
 def tcp(streams):
@@ -141,60 +122,6 @@ def round_trips(context, load):
         raise Failed(f"only {len(times)} of {count} pings were answered")
     for percent in (50, 99):
         context.add("latency", times[len(times) * percent // 100], "ms", f"p{percent} {load}")
-
-
-#: Sends, or receives, as many MiB; prints their SHA-256. Nothing compresses, and no block is like another.
-TRANSFER = """
-import hashlib, os, random, socket, sys
-role, address, port, mib = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-digest, left = hashlib.sha256(), mib << 20
-if role == "receive":
-    with socket.create_server((address, port)) as server:
-        server.settimeout(20)
-        stream = server.accept()[0]
-    stream.settimeout(20)
-    while left and (data := stream.recv(min(left, 1 << 20))):
-        digest.update(data)
-        left -= len(data)
-else:
-    stream = socket.create_connection((address, port), timeout=20)
-    block = os.urandom(1 << 20)
-    for number in range(mib):
-        data = number.to_bytes(8, "big") + block[8:]
-        digest.update(data)
-        stream.sendall(data)
-    left = 0
-stream.close()
-print(digest.hexdigest(), left)
-"""
-SOAK_MIB = 1024
-
-
-def soak(context):
-    topology, seconds = context.topology, context.seconds
-    before = sum(map(resident_mib, context.system.process_ids()))
-    server = context.iperf_server()
-    words = [sys.executable, "-c", TRANSFER]
-    receiver = topology.start("h2", *words, "receive", SERVER, "5301", SOAK_MIB, stdout=subprocess.PIPE)
-    listening(receiver, "5301")
-    load = topology.start("h1", "iperf3", "-c", SERVER, "-p", PORT, "-P", "8", "-t", str(seconds))
-    sent = topology.run("h1", *words, "send", SERVER, "5301", SOAK_MIB, seconds=seconds + 120).split()
-    received = receiver.communicate(timeout=60)[0].decode().split()
-    load.wait(timeout=seconds + 60)
-    stop(server)
-    if sent != received:
-        raise Failed(f"of {SOAK_MIB} MiB sent as {sent} arrived {received}")
-    flow = context.iperf("-u", "-b", "400M", "-l", str(1400 - HEADERS), "--get-server-output")
-    out_of_order = flow["streams"][0]["udp"]["out_of_order"]
-    if out_of_order:
-        raise Failed(f"{out_of_order} packets of one UDP flow were overtaken")
-    grown = sum(map(resident_mib, context.system.process_ids())) - before
-    context.add("soak", grown, "MiB", "memory grown")
-
-
-def resident_mib(process):
-    with open(f"/proc/{process}/status", encoding="ascii") as file:
-        return int(re.search(r"VmRSS:\s+(\d+) kB", file.read())[1]) / 1024
 
 
 def cpu_seconds(process):

@@ -67,8 +67,8 @@ class Tools:
 class System:
     """A tunnel that is up: what its gateways run."""
 
-    def __init__(self, name, processes=()):
-        self.name, self.processes = name, list(processes)
+    def __init__(self, name, processes=(), mtu=INNER_MTU):
+        self.name, self.processes, self.mtu = name, list(processes), mtu
 
     def process_ids(self):
         """Of the gateways' programs themselves; `ip netns exec`, nice and taskset have become them."""
@@ -79,6 +79,7 @@ class System:
 def none(topology, tools):
     for gateway, _, far in GATEWAYS:
         topology.ip(gateway, "route", "add", f"10.{far}.0.0/24", "via", f"192.0.2.{far}")
+        topology.ip(gateway, "route", "add", f"fd00:{far}::/64", "via", f"2001:db8::{far}")
     yield up(topology, tools, System("none"))
 
 
@@ -111,7 +112,7 @@ def workspace():
 # --- Esplane -----------------------------------------------------------------------------------------
 
 
-def esplane(name, extra="", udp=True):
+def esplane(name, extra="", udp=True, outer="192.0.2.{}", mtu=INNER_MTU):
     """Keyed by Noise as in the README; plain ESP, which Noise does not negotiate, by hand."""
 
     @contextlib.contextmanager
@@ -124,32 +125,36 @@ def esplane(name, extra="", udp=True):
             secrets = {number: os.urandom(20).hex() for _, number, _ in GATEWAYS}
             processes = []
             for gateway, number, far in GATEWAYS:
-                peer = noise(directory, number, far) if udp else static(number, far, secrets)
+                peer = noise(directory, number, far, outer.format(far)) if udp else static(number, far, secrets)
                 file = directory / gateway / "esplane.yaml"
                 file.write_text(f"""\
 name: {gateway}
 private_key_file: private.key
 state_dir: {directory / gateway}
-interface: {{ name: esp0, mtu: "{INNER_MTU}" }}
+interface: {{ name: esp0, mtu: "{mtu}" }}
 api: {{ listen: off, socket: {directory / gateway / "esplane.sock"} }}
 {extra}{peer}""")
                 file.chmod(0o600)
                 log = directory / f"{gateway}.log"
                 processes.append(topology.start(gateway, tools.esplane, "run", "-c", file, log=log))
-            yield up(topology, tools, System(name, processes), directory)
+            yield up(topology, tools, System(name, processes, mtu), directory)
 
     return system
 
 
-def noise(directory, number, far):
+def noise(directory, number, far, address):
     public = (directory / f"{number}.public").read_text()
     return f"""\
 peers:
   - name: far
     public_key: {public}
-    endpoint: 192.0.2.{far}:4500
-    routes: [10.{far}.0.0/24]
+    endpoint: "{address}:4500"
+    routes: [{routes(far)}]
 """
+
+
+def routes(far):
+    return f'10.{far}.0.0/24, "fd00:{far}::/64"'
 
 
 def static(number, far, secrets):
@@ -161,7 +166,7 @@ static_sas:
     suite: aes128gcm16
     inbound: {{ spi: 0x0000100{number}, key: {secrets[number]} }}
     outbound: {{ spi: 0x0000100{far}, key: {secrets[far]} }}
-    routes: [10.{far}.0.0/24]
+    routes: [{routes(far)}]
 """
 
 
@@ -247,6 +252,7 @@ SYSTEMS = {
     "openvpn": openvpn,
     "esplane-xdp-esp": esplane("esplane-xdp-esp", NICS, udp=False),
     "esplane-xdp-outer": esplane("esplane-xdp-outer", NIC),
+    "esplane-udp6": esplane("esplane-udp6", outer="[2001:db8::{}]", mtu=INNER_MTU - 20),  # IPv6 has 20 bytes more
 }
 #: Measured unless others are asked for.
-USUAL = [name for name in SYSTEMS if name not in ("esplane-xdp-esp", "esplane-xdp-outer")]
+USUAL = [name for name in SYSTEMS if name not in ("esplane-xdp-esp", "esplane-xdp-outer", "esplane-udp6")]

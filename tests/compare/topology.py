@@ -8,16 +8,21 @@
     └──────────┘      └────────────────┘            └────────────────┘      └──────────┘
       inner links: MTU 1420, like every tunnel           outer link: MTU 1500
 
+The same in IPv6: fd00:1::2 and fd00:1::1, 2001:db8::1 and 2001:db8::2, fd00:2::1 and fd00:2::2.
 Only namespaces that carry this process's number are made, and all of them are removed again.
 """
 
 import contextlib
 import os
+import re
 import subprocess
 import time
+from pathlib import Path
 
 INNER_MTU = 1420
+#: What the server answers to, in either family.
 SERVER = "10.2.0.2"
+SERVER6 = "fd00:2::2"
 CORES = sorted(os.sched_getaffinity(0))[:2]
 #: Everything measured runs at this niceness: a build in the background takes next to nothing then.
 NICENESS = "-20"
@@ -53,15 +58,16 @@ class Topology:
             self.veth(host, "eth0", gateway, "inner")
             for machine, link in ((host, "eth0"), (gateway, "inner")):
                 self.ip(machine, "link", "set", link, "mtu", str(INNER_MTU), "up")
-            self.ip(host, "address", "add", f"10.{number}.0.2/24", "dev", "eth0")
-            self.ip(gateway, "address", "add", f"10.{number}.0.1/24", "dev", "inner")
-            self.ip(host, "route", "add", "default", "via", f"10.{number}.0.1")
-            self.sysctl(gateway, "net.ipv4.ip_forward=1")
+            self.address(host, "eth0", f"10.{number}.0.2/24", f"fd00:{number}::2/64")
+            self.address(gateway, "inner", f"10.{number}.0.1/24", f"fd00:{number}::1/64")
+            for router in (f"10.{number}.0.1", f"fd00:{number}::1"):
+                self.ip(host, "route", "add", "default", "via", router)
+            self.sysctl(gateway, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
             self.sysctl(gateway, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
         self.veth("g1", "outer", "g2", "outer")
         for gateway, number in (("g1", 1), ("g2", 2)):
             self.ip(gateway, "link", "set", "outer", "up")
-            self.ip(gateway, "address", "add", f"192.0.2.{number}/24", "dev", "outer")
+            self.address(gateway, "outer", f"192.0.2.{number}/24", f"2001:db8::{number}/64")
 
     def veth(self, left, left_link, right, right_link):
         peer = ["peer", "name", right_link, "netns", self.name(right)]
@@ -69,6 +75,11 @@ class Topology:
 
     def ip(self, machine, *arguments):
         run("ip", "-netns", self.name(machine), *arguments)
+
+    def address(self, machine, link, *networks):
+        """Addresses that can be used at once: nobody else is there to have them."""
+        for network in networks:
+            self.ip(machine, "address", "add", network, "dev", link, *(["nodad"] if ":" in network else []))
 
     def sysctl(self, machine, *settings):
         run("ip", "netns", "exec", self.name(machine), "sysctl", "-qw", *settings)
@@ -115,6 +126,23 @@ def stop(process):
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def listening(server, port):
+    """The process, once it takes TCP connections there, however slow the machine is."""
+    waiting = re.compile(rf":{int(port):04X} \S+ 0A ")  # local address, remote address, state LISTEN
+
+    def listens():
+        if server.poll() is not None:
+            raise Failed(f"what should listen on port {port} has ended with {server.returncode}")
+        for table in ("tcp", "tcp6"):  # of the process's namespace; a kernel without IPv6 has no second
+            with contextlib.suppress(OSError):
+                if waiting.search(Path(f"/proc/{server.pid}/net/{table}").read_text()):
+                    return True
+        return False
+
+    eventually(listens, f"something listens on port {port}")
+    return server
 
 
 def eventually(condition, what, seconds=15):

@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 import struct
+import subprocess
 import threading
 import time
 from contextlib import contextmanager, suppress
@@ -590,6 +591,33 @@ def garbage_on_the_port_changes_nothing(world):
     assert unexpected(a).keys() & {"unknown_spi", "replay_duplicate", "esp_truncated"}, unexpected(a)
 
 
+def a_hub_with_a_thousand_sites(world):
+    """All come at once, as after a power cut at the hub; `crowd` is what stands for them."""
+    sites = 1000
+    daemon, machine = world.daemons[0], world.machines[0]
+    crowd = world.program.with_name("crowd")
+    hub_key = daemon.keygen()
+    daemon.write_config(subprocess.run([crowd, "peers", str(sites)], capture_output=True, text=True, check=True).stdout)
+    hub = daemon.start()
+    alone = resident_mib(hub)
+    words = [crowd, "run", str(sites), "127.0.0.1:4500", hub_key, machine.inner_v4]
+    with machine.inside(), subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        told = process.stdout.readline()
+        assert told.startswith(f"answered {sites} "), (told, unexpected(hub))
+        status = hub.status()
+        assert all(peer["up"] for peer in status["peers"]) and len(status["sas"]) >= 2 * sites
+        print(f"  {told.strip()}; the hub had {alone:.0f} MiB with its peers known, and has {resident_mib(hub):.0f} MiB")
+        assert len(hub.show("peers").splitlines()) > sites
+        process.stdin.close()
+        assert process.wait(timeout=10) == 0
+    assert hub.stop() == 0
+
+
+def resident_mib(daemon):
+    status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
+
+
 def range_for(seconds):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -635,4 +663,5 @@ STORIES = [
     a_busy_port_is_no_half_start,
     strongswan_may_come_later_and_keeps_its_port,
     garbage_on_the_port_changes_nothing,
+    a_hub_with_a_thousand_sites,
 ]

@@ -85,7 +85,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Starts it. `random` is its source of ephemeral keys, as the operating system's is the daemon's.
-    pub(super) fn start(spec: GatewaySpec, now: Now, random: &mut Random) -> Self {
+    pub fn start(spec: GatewaySpec, now: Now, random: &mut Random) -> Self {
         let engine = Engine::new(NodeConfig {
             private_key: spec.private_key.clone(),
             listen_port: spec.address.port(),
@@ -127,7 +127,7 @@ impl Gateway {
     }
 
     /// Packets from its private network.
-    pub(super) fn send_clear(&mut self, now: Now, packets: &[Vec<u8>]) {
+    pub fn send_clear(&mut self, now: Now, packets: &[Vec<u8>]) {
         for run in packets.chunks(BATCH_PACKETS) {
             self.seal(run);
             self.tell_events(now);
@@ -136,7 +136,7 @@ impl Gateway {
     }
 
     /// A datagram from the network.
-    pub(super) fn receive(&mut self, now: Now, from: SocketAddr, payload: &[u8]) {
+    pub fn receive(&mut self, now: Now, from: SocketAddr, payload: &[u8]) {
         let outer = Outer {
             local: self.address.ip(),
             remote: from,
@@ -161,7 +161,7 @@ impl Gateway {
     }
 
     /// Its timers.
-    pub(super) fn wake(&mut self, now: Now) {
+    pub fn wake(&mut self, now: Now) {
         if self
             .node
             .poll_timeout()
@@ -173,7 +173,7 @@ impl Gateway {
     }
 
     /// Once a second.
-    pub(super) fn second(&mut self, now: Now) {
+    pub fn second(&mut self, now: Now) {
         self.node.handle_second(now);
         self.act(now);
     }
@@ -207,12 +207,12 @@ impl Gateway {
     }
 
     /// What it has sent since the last call.
-    pub(super) fn take_outbox(&mut self) -> Vec<Datagram> {
+    pub fn take_outbox(&mut self) -> Vec<Datagram> {
         std::mem::take(&mut self.outbox)
     }
 
     /// What it has delivered to its private network since the last call.
-    pub(super) fn take_delivered(&mut self) -> Vec<Vec<u8>> {
+    pub fn take_delivered(&mut self) -> Vec<Vec<u8>> {
         std::mem::take(&mut self.delivered)
     }
 
