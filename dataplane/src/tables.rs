@@ -7,6 +7,7 @@
 //!                     checks, then changes a copy     ├─ tunnels  tunnel → sender (SA, outer header)
 //!                     publishes it as a whole         └─ Sad      SPI → inbound SA
 //!                     keys.rs: how far keys had come
+//!                     places.rs: tunnels by slot
 //! ```
 //!
 //! A snapshot never changes; what does change (counters, numbers, windows) are atomics inside the
@@ -15,6 +16,7 @@
 
 mod error;
 mod keys;
+mod places;
 mod state;
 mod writer;
 
@@ -28,6 +30,8 @@ use crate::{
     tunnel::OuterHeader,
 };
 use esplane_api::{TunnelActivity, TunnelId};
+use places::Places;
+use rpds::RedBlackTreeMapSync as Map;
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
@@ -58,16 +62,15 @@ pub struct Tables {
     pub(crate) aead: Aead,
     pub(crate) sad: Arc<Sad>,
     pub(crate) spd: Arc<Spd>,
-    /// By slot: a tunnel keeps its own as long as it is defined.
-    tunnels: Vec<Option<Arc<Tunnel>>>,
-    /// In the order of their numbers.
-    slots: Arc<[(TunnelId, TunnelSlot)]>,
+    /// A tunnel keeps its slot as long as it is defined.
+    tunnels: Places,
+    slots: Map<TunnelId, TunnelSlot>,
 }
 
 impl Tables {
     #[inline]
     pub(crate) fn tunnel(&self, slot: TunnelSlot) -> Option<&Tunnel> {
-        self.tunnels.get(slot.0 as usize)?.as_deref()
+        self.tunnels.get(slot).map(|tunnel| &**tunnel)
     }
 
     /// What sends for the tunnel of this slot, and for this worker.
@@ -77,8 +80,7 @@ impl Tables {
     }
 
     pub(crate) fn tunnel_by_id(&self, id: TunnelId) -> Option<&Tunnel> {
-        let at = self.slots.binary_search_by_key(&id, |(id, _)| *id).ok()?;
-        self.tunnel(self.slots.get(at)?.1)
+        self.tunnel(*self.slots.get(&id)?)
     }
 }
 

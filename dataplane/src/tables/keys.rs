@@ -9,11 +9,8 @@
 
 use crate::{replay::ReplayWindow, sequence::SequenceCounter};
 use esplane_api::{KeyMaterial, Spi, WindowSize};
-use std::{
-    collections::{VecDeque, hash_map::RandomState},
-    hash::BuildHasher,
-    sync::Arc,
-};
+use rpds::RedBlackTreeMapSync as Map;
+use std::{collections::hash_map::RandomState, hash::BuildHasher, sync::Arc};
 
 /// Keys remembered at most; the oldest are forgotten first.
 const REMEMBERED_KEYS_MAX: usize = 4096;
@@ -22,11 +19,15 @@ const REMEMBERED_KEYS_MAX: usize = 4096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct KeyDigest(u64);
 
-/// Keys without an SA. Cloning it copies a pointer.
+/// Keys without an SA. A clone shares all of it.
 #[derive(Clone, Default)]
 pub(super) struct KeyMemory {
     secret: RandomState,
-    oldest_first: Arc<VecDeque<(KeyDigest, Progress)>>,
+    /// By the order in which their SAs went.
+    by_age: Map<u64, KeyDigest>,
+    /// By key, and that order among those of one key.
+    by_key: Map<(KeyDigest, u64), Progress>,
+    last: u64,
 }
 
 #[derive(Clone)]
@@ -44,13 +45,12 @@ impl KeyMemory {
 
     /// An outbound SA with this key is gone.
     pub fn sent(&mut self, key: KeyDigest, counter: Arc<SequenceCounter>) {
-        self.all_mut().push_back((key, Progress::Sent(counter)));
+        self.remember(key, Progress::Sent(counter));
     }
 
     /// An inbound SA with this key is gone.
     pub fn received(&mut self, key: KeyDigest, spi: Spi, window: Arc<ReplayWindow>) {
-        self.all_mut()
-            .push_back((key, Progress::Received(spi, window)));
+        self.remember(key, Progress::Received(spi, window));
     }
 
     /// Whether we have sent with it.
@@ -94,28 +94,36 @@ impl KeyMemory {
 
     /// At the end of a list of commands, so that a reload may remove and install any number of SAs.
     pub fn forget_oldest(&mut self) {
-        let excess = self.oldest_first.len().saturating_sub(REMEMBERED_KEYS_MAX);
-        if excess > 0 {
-            self.all_mut().drain(..excess);
+        while self.by_age.size() > REMEMBERED_KEYS_MAX
+            && let Some((age, key)) = self.by_age.first().map(|(age, key)| (*age, *key))
+        {
+            self.forget(key, age);
         }
     }
 
+    fn remember(&mut self, key: KeyDigest, progress: Progress) {
+        self.last += 1;
+        self.by_age.insert_mut(self.last, key);
+        self.by_key.insert_mut((key, self.last), progress);
+    }
+
+    fn forget(&mut self, key: KeyDigest, age: u64) {
+        self.by_age.remove_mut(&age);
+        self.by_key.remove_mut(&(key, age));
+    }
+
+    /// The newest of the kind that is wanted.
     fn take<T>(&mut self, key: KeyDigest, wanted: impl Fn(&Progress) -> Option<T>) -> Option<T> {
-        let newest_first = self.oldest_first.iter().enumerate().rev();
-        let (at, found) = newest_first
-            .filter(|(_, (known, _))| *known == key)
-            .find_map(|(at, (_, progress))| Some((at, wanted(progress)?)))?;
-        self.all_mut().remove(at);
+        let oldest_first = self.by_key.range((key, 0)..=(key, u64::MAX));
+        let (age, found) = oldest_first
+            .filter_map(|((_, age), progress)| Some((*age, wanted(progress)?)))
+            .last()?;
+        self.forget(key, age);
         Some(found)
     }
 
     fn of(&self, key: KeyDigest) -> impl Iterator<Item = &Progress> {
-        let all = self.oldest_first.iter();
-        all.filter(move |(known, _)| *known == key)
-            .map(|(_, progress)| progress)
-    }
-
-    fn all_mut(&mut self) -> &mut VecDeque<(KeyDigest, Progress)> {
-        Arc::make_mut(&mut self.oldest_first)
+        let all = self.by_key.range((key, 0)..=(key, u64::MAX));
+        all.map(|(_, progress)| progress)
     }
 }

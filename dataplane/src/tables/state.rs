@@ -1,8 +1,9 @@
 //! What is installed, and how each command changes it.
 //!
 //! A list of commands works on a copy; only if all of it succeeds does the copy replace the
-//! original. What a copy shares with the original (sequence counters) is changed by [`Effect`]s,
-//! after that.
+//! original. A copy costs next to nothing, however much is installed: its maps are persistent, and share
+//! with the original's whatever is not changed. What is shared and does change (sequence counters) is
+//! changed by [`Effect`]s, after that.
 
 use super::{
     Activity, CommandProblem, OuterHeaders, Sender, Settings, Tunnel,
@@ -21,25 +22,28 @@ use esplane_api::{
     Direction, Now, OuterPath, PolicyAction, SaCommand, SaId, SaParams, SaStatus, SequenceStart,
     Spi, TunnelId, TunnelParams,
 };
+use rpds::{RedBlackTreeMapSync as Map, StackSync as Stack};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
 };
 
-/// Everything installed. Cloning it copies pointers.
+/// Everything installed. A clone shares all of it.
 #[derive(Clone, Default)]
 pub(super) struct State {
-    pub tunnels: BTreeMap<TunnelId, Arc<Defined>>,
-    pub inbound: BTreeMap<Spi, Arc<Inbound>>,
+    pub tunnels: Map<TunnelId, Arc<Defined>>,
+    /// Which tunnel a definition has made.
+    definitions: Map<u64, TunnelId>,
+    pub inbound: Map<Spi, Arc<Inbound>>,
     pub keys: KeyMemory,
-    /// Keys in use, so that an SA more costs the same however many there are.
-    sending: BTreeMap<KeyDigest, SaId>,
-    receiving: BTreeMap<(KeyDigest, u32), SaId>,
-    definitions: u64,
+    /// Keys in use.
+    sending: Map<KeyDigest, SaId>,
+    receiving: Map<(KeyDigest, u32), SaId>,
+    last_definition: u64,
     /// Slots in use, or free.
-    pub slots: u32,
-    free_slots: Vec<TunnelSlot>,
+    slots: u32,
+    free_slots: Stack<TunnelSlot>,
 }
 
 /// A tunnel and what sends for it.
@@ -53,6 +57,8 @@ pub(super) struct Defined {
     pub slot: TunnelSlot,
     /// Oldest first.
     pub outbound: Vec<Arc<Outbound>>,
+    /// Of what it receives with.
+    inbound: Vec<Spi>,
     pub activity: Arc<Activity>,
 }
 
@@ -142,8 +148,8 @@ impl State {
                 let (selectors, priority) = (policy.selectors, policy.priority);
                 let mut claimed = spd.claimed_by(&selectors, priority).into_iter();
                 let unchanged = claimed.find(|order| !known.contains(order));
-                let other = match unchanged.and_then(|order| self.defined_as(order)) {
-                    Some(other) => other,
+                let other = match unchanged.and_then(|order| self.definitions.get(&order)) {
+                    Some(other) => *other,
                     None => *claims.entry((selectors, priority)).or_insert(id),
                 };
                 if other != id {
@@ -157,14 +163,6 @@ impl State {
             }
         }
         None
-    }
-
-    /// The tunnel of a definition that still stands.
-    fn defined_as(&self, order: u64) -> Option<TunnelId> {
-        let mut tunnels = self.tunnels.values();
-        tunnels
-            .find(|tunnel| tunnel.order == order)
-            .map(|tunnel| tunnel.params.id)
     }
 
     fn define(&mut self, params: TunnelParams) -> Result<(), CommandProblem> {
@@ -183,39 +181,37 @@ impl State {
             Arc::make_mut(tunnel).params = params;
             return Ok(());
         }
-        self.definitions += 1;
-        let slot = self.free_slots.pop().unwrap_or_else(|| {
+        let slot = self.free_slots.peek().copied();
+        let slot = slot.unwrap_or(TunnelSlot(self.slots));
+        if !self.free_slots.pop_mut() {
             self.slots += 1;
-            TunnelSlot(self.slots - 1)
-        });
+        }
+        self.last_definition += 1;
+        self.definitions.insert_mut(self.last_definition, params.id);
         let tunnel = Defined {
             params: params.clone(),
-            order: self.definitions,
+            order: self.last_definition,
             slot,
             outbound: Vec::new(),
+            inbound: Vec::new(),
             activity: Arc::default(),
         };
-        self.tunnels.insert(params.id, Arc::new(tunnel));
+        self.tunnels.insert_mut(params.id, Arc::new(tunnel));
         Ok(())
     }
 
     fn remove_tunnel(&mut self, id: TunnelId) -> Result<(), CommandProblem> {
-        let tunnel = self
-            .tunnels
-            .remove(&id)
-            .ok_or(CommandProblem::UnknownTunnel(id))?;
-        self.free_slots.push(tunnel.slot);
+        let tunnel = self.tunnel(id)?.clone();
         for outbound in &tunnel.outbound {
-            self.sending.remove(&outbound.key);
+            self.sending.remove_mut(&outbound.key);
             self.keys.sent(outbound.key, outbound.sa.sequence.clone());
         }
-        let gone: Vec<Spi> = self
-            .inbound_of(id)
-            .map(|inbound| inbound.sa.id.spi)
-            .collect();
-        for spi in gone {
-            self.remove_inbound(spi);
+        for spi in &tunnel.inbound {
+            self.remove_inbound(*spi);
         }
+        self.tunnels.remove_mut(&id);
+        self.definitions.remove_mut(&tunnel.order);
+        self.free_slots.push_mut(tunnel.slot);
         Ok(())
     }
 
@@ -244,9 +240,12 @@ impl State {
             return Err(CommandProblem::KeyUsedOtherWay);
         }
         let window = self.keys.take_window(key, params.spi, params.window);
-        self.receiving.insert((key, params.spi.get()), params.id());
+        self.receiving
+            .insert_mut((key, params.spi.get()), params.id());
+        let (tunnel, spi) = (params.tunnel, params.spi);
         let inbound = Inbound::new(context, key, params, window);
-        self.inbound.insert(inbound.sa.id.spi, Arc::new(inbound));
+        self.inbound.insert_mut(spi, Arc::new(inbound));
+        self.tunnel_mut(tunnel)?.inbound.push(spi);
         Ok(())
     }
 
@@ -286,7 +285,7 @@ impl State {
             outbound.role = Role::Sends;
         }
         tunnel.outbound.push(Arc::new(outbound));
-        self.sending.insert(key, id);
+        self.sending.insert_mut(key, id);
         Ok(())
     }
 
@@ -334,11 +333,13 @@ impl State {
                     .filter(|inbound| inbound.sa.id == id);
                 found.ok_or(CommandProblem::UnknownSa(id))?;
                 self.remove_inbound(id.spi);
+                let tunnel = self.tunnel_mut(id.tunnel)?;
+                tunnel.inbound.retain(|spi| *spi != id.spi);
             }
             Direction::Outbound => {
                 let gone = self.outbound(id)?;
                 let (key, sequence) = (gone.key, gone.sa.sequence.clone());
-                self.sending.remove(&key);
+                self.sending.remove_mut(&key);
                 self.keys.sent(key, sequence);
                 let tunnel = self.tunnel_mut(id.tunnel)?;
                 tunnel.outbound.retain(|outbound| outbound.sa.id != id);
@@ -349,8 +350,9 @@ impl State {
     }
 
     fn remove_inbound(&mut self, spi: Spi) {
-        if let Some(gone) = self.inbound.remove(&spi) {
-            self.receiving.remove(&(gone.key, spi.get()));
+        if let Some(gone) = self.inbound.get(&spi).cloned() {
+            self.inbound.remove_mut(&spi);
+            self.receiving.remove_mut(&(gone.key, spi.get()));
             self.keys.received(gone.key, spi, gone.sa.window.clone());
         }
     }
@@ -367,9 +369,10 @@ impl State {
             Arc::make_mut(outbound).path = path;
         }
         // Inbound paths are only shown; an SA takes its packets from wherever they are authentic.
-        let inbound = self.inbound.values_mut();
-        for inbound in inbound.filter(|inbound| inbound.sa.id.tunnel == id) {
-            Arc::make_mut(inbound).path = inbound.path.moved_to(remote)?;
+        for spi in self.tunnel(id)?.inbound.clone() {
+            if let Some(inbound) = self.inbound.get_mut(&spi) {
+                Arc::make_mut(inbound).path = inbound.path.moved_to(remote)?;
+            }
         }
         Ok(())
     }
@@ -399,12 +402,6 @@ impl State {
         found
             .map(|outbound| &**outbound)
             .ok_or(CommandProblem::UnknownSa(id))
-    }
-
-    fn inbound_of(&self, id: TunnelId) -> impl Iterator<Item = &Arc<Inbound>> {
-        self.inbound
-            .values()
-            .filter(move |inbound| inbound.sa.id.tunnel == id)
     }
 
     fn sender_with(&self, key: KeyDigest) -> Option<SaId> {

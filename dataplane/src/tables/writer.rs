@@ -1,7 +1,7 @@
 //! The control side's handle: takes commands, publishes snapshots, answers questions.
 
 use super::{
-    Activity, CommandError, CommandProblem, Settings, Tables, Tunnel, error,
+    Activity, CommandError, CommandProblem, Settings, Tables, error,
     state::{Context, Defined, Effect, State},
 };
 use crate::{
@@ -37,8 +37,8 @@ impl TableWriter {
                 aead,
                 sad: Arc::default(),
                 spd: Arc::default(),
-                tunnels: Vec::new(),
-                slots: Arc::default(),
+                tunnels: Default::default(),
+                slots: Default::default(),
             }),
         }
     }
@@ -67,7 +67,7 @@ impl TableWriter {
         // Only now: within a list a route may wander from one tunnel to another in any order.
         if let Some(at) = last_definition
             && let Some(problem) =
-                state.route_claimed_twice(&self.state, &self.spd, &changed.tunnels)
+                state.route_claimed_twice(&self.state, &self.spd, &changed.defined)
         {
             return Err(refuse(at, problem));
         }
@@ -152,16 +152,28 @@ impl TableWriter {
 
     /// What has not changed is shared with the snapshot before.
     fn snapshot(&mut self, state: &State, changed: &Changed) -> Tables {
-        if !changed.tunnels.is_empty() {
-            let before = rules(&self.state, state, &changed.tunnels);
-            let after = rules(state, &self.state, &changed.tunnels);
+        if !changed.defined.is_empty() {
+            let before = rules(&self.state, state, &changed.defined);
+            let after = rules(state, &self.state, &changed.defined);
             self.spd.change(before, after);
         }
-        let mut tunnels = vec![None; state.slots as usize];
-        for tunnel in state.tunnels.values() {
-            tunnels[tunnel.slot.0 as usize] = Some(self.view(tunnel));
-        }
         let last = &self.tables;
+        let (mut tunnels, mut slots) = (last.tunnels.clone(), last.slots.clone());
+        // Those that are gone first: their slots may have new owners.
+        for id in &changed.defined {
+            let slot = |state: &State| state.tunnels.get(id).map(|tunnel| tunnel.slot);
+            if let Some(before) = slot(&self.state)
+                && slot(state) != Some(before)
+            {
+                tunnels.set(before, None);
+                slots.remove_mut(id);
+            }
+        }
+        let touched = changed.tunnels.iter();
+        for tunnel in touched.filter_map(|id| state.tunnels.get(id)) {
+            tunnels.set(tunnel.slot, Some(Arc::new(tunnel.view())));
+            slots.insert_mut(tunnel.params.id, tunnel.slot);
+        }
         Tables {
             settings: self.settings,
             aead: self.aead,
@@ -170,28 +182,13 @@ impl TableWriter {
             } else {
                 last.sad.clone()
             },
-            spd: if changed.tunnels.is_empty() {
+            spd: if changed.defined.is_empty() {
                 last.spd.clone()
             } else {
                 Arc::new(self.spd.spd())
             },
             tunnels,
-            slots: if changed.tunnels.is_empty() {
-                last.slots.clone()
-            } else {
-                let all = state.tunnels.iter();
-                all.map(|(id, tunnel)| (*id, tunnel.slot)).collect()
-            },
-        }
-    }
-
-    /// The last snapshot's view of a tunnel if nothing about the tunnel has changed since.
-    fn view(&self, tunnel: &Arc<Defined>) -> Arc<Tunnel> {
-        let before = self.state.tunnels.get(&tunnel.params.id);
-        let unchanged = before.is_some_and(|known| Arc::ptr_eq(known, tunnel));
-        match self.tables.tunnels.get(tunnel.slot.0 as usize) {
-            Some(Some(view)) if unchanged => view.clone(),
-            _ => Arc::new(tunnel.view()),
+            slots,
         }
     }
 }
@@ -199,29 +196,34 @@ impl TableWriter {
 /// What a list of commands touches.
 #[derive(Default)]
 struct Changed {
-    /// Defined or removed.
+    /// Whatever of theirs.
     tunnels: BTreeSet<TunnelId>,
+    /// Those of them that are defined or removed.
+    defined: BTreeSet<TunnelId>,
     /// Whether inbound SAs come or go.
     inbound: bool,
 }
 
 impl Changed {
     fn note(&mut self, command: &SaCommand) {
-        match command {
-            SaCommand::DefineTunnel(params) => {
-                self.tunnels.insert(params.id);
+        let (tunnel, defined, inbound) = match command {
+            SaCommand::DefineTunnel(params) => (params.id, true, false),
+            SaCommand::RemoveTunnel(tunnel) => (*tunnel, true, true),
+            SaCommand::Install(params) => {
+                let inbound = params.direction == Direction::Inbound;
+                (params.tunnel, false, inbound)
             }
-            SaCommand::RemoveTunnel(tunnel) => {
-                self.tunnels.insert(*tunnel);
-                self.inbound = true;
-            }
-            SaCommand::Install(params) => self.inbound |= params.direction == Direction::Inbound,
-            SaCommand::Remove(sa) => self.inbound |= sa.direction == Direction::Inbound,
-            SaCommand::Activate { .. }
-            | SaCommand::Retire { .. }
-            | SaCommand::MoveEndpoint { .. }
-            | SaCommand::ExtendSequence { .. } => {}
+            SaCommand::Remove(sa) => (sa.tunnel, false, sa.direction == Direction::Inbound),
+            SaCommand::Activate { tunnel, .. }
+            | SaCommand::Retire { tunnel, .. }
+            | SaCommand::MoveEndpoint { tunnel, .. } => (*tunnel, false, false),
+            SaCommand::ExtendSequence { .. } => return,
+        };
+        self.tunnels.insert(tunnel);
+        if defined {
+            self.defined.insert(tunnel);
         }
+        self.inbound |= inbound;
     }
 }
 
@@ -271,5 +273,42 @@ fn refuse((index, command): (usize, &'static str), problem: CommandProblem) -> C
         index,
         command,
         problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::OuterHeaders;
+    use esplane_api::{DfPolicy, TunnelParams};
+
+    fn define(id: u32) -> SaCommand {
+        SaCommand::DefineTunnel(TunnelParams {
+            id: TunnelId(id),
+            name: format!("tunnel-{id}"),
+            policies: Vec::new(),
+            roaming: false,
+            df: DfPolicy::Clear,
+        })
+    }
+
+    #[test]
+    fn no_snapshot_keeps_what_an_earlier_one_had_at_a_slot() {
+        let settings = Settings {
+            outer_headers: OuterHeaders::ByKernel,
+        };
+        let mut writer = TableWriter::new(settings, Aead::portable());
+        let now = Now::default();
+        writer.apply(now, (1..=3).map(define).collect()).unwrap();
+        // The first one comes back, at the slot of the one that went last.
+        let gone = [1, 3, 2].map(|id| SaCommand::RemoveTunnel(TunnelId(id)));
+        let list = gone.into_iter().chain([define(1)]).collect();
+        writer.apply(now, list).unwrap();
+        let tables = writer.tables();
+        let at = |slot| tables.tunnel(TunnelSlot(slot)).map(|tunnel| tunnel.id);
+        let found: Vec<TunnelId> = (0..3).filter_map(at).collect();
+        assert_eq!(found, [TunnelId(1)]);
+        assert!(tables.tunnel_by_id(TunnelId(1)).is_some());
+        assert!(tables.tunnel_by_id(TunnelId(2)).is_none());
     }
 }
