@@ -18,7 +18,7 @@
 
 use esplane_api::AeadSuite;
 use esplane_dataplane::{
-    Aead, AeadKey,
+    Aead, AeadKey, Arena,
     aead::{ICV_BYTES, Job},
 };
 use std::{error::Error, hint::black_box, time::Instant};
@@ -65,7 +65,7 @@ fn measure(aead: Aead, wrong_bytes: [usize; 2]) -> Result<[Vec<u64>; 2], Box<dyn
         payload: 0..PAYLOAD_BYTES,
     }];
     let mut sealed = [0xa5; PAYLOAD_BYTES + ICV_BYTES];
-    aead.seal(&mut sealed, &mut jobs);
+    aead.seal(&mut Arena::over(&mut sealed), &mut jobs);
     let mut times = [const { Vec::new() }; 2];
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     for _ in 0..SAMPLES {
@@ -78,7 +78,10 @@ fn measure(aead: Aead, wrong_bytes: [usize; 2]) -> Result<[Vec<u64>; 2], Box<dyn
         forged[PAYLOAD_BYTES + wrong_bytes[class]] ^= 0x40;
         black_box(&mut forged);
         let begun = Instant::now();
-        aead.open(black_box(&mut forged), black_box(&mut jobs));
+        aead.open(
+            &mut Arena::over(black_box(&mut forged)),
+            black_box(&mut jobs),
+        );
         let took = begun.elapsed();
         assert!(!jobs[0].ok, "a forgery was accepted");
         times[class].push(took.as_nanos() as u64);

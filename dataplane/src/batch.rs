@@ -1,5 +1,6 @@
 //! Packets in their buffers: one arena, many frames, each sealed and opened where it lies.
 
+use crate::{Arena, arena::Memory};
 use esplane_api::{DropReason, TunnelId};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -138,6 +139,8 @@ impl PacketBuf {
     }
 }
 
+const OUTSIDE: &str = "a bug: bytes outside of the arena";
+
 /// A bounded run of packets over one arena. Allocates when made, never again.
 ///
 /// The arena is handed out from its start on. A driver either copies packets in ([`Batch::push`]), or lets the
@@ -145,7 +148,7 @@ impl PacketBuf {
 /// ([`Batch::push_received`]), or writes many packets into the [spare room](Batch::spare_room) and says where each lies
 /// ([`Batch::push_placed`]).
 pub struct Batch {
-    arena: Box<[u8]>,
+    memory: Memory,
     /// Bytes of the arena handed out.
     used: usize,
     packets: Vec<PacketBuf>,
@@ -174,7 +177,7 @@ impl Batch {
             "a batch's outer sides are numbered with 16 bits"
         );
         Self {
-            arena: vec![0; arena_bytes].into_boxed_slice(),
+            memory: Memory::new(arena_bytes),
             used: 0,
             packets: Vec::with_capacity(capacity),
             outers: vec![Outer::NONE; 2 * capacity].into_boxed_slice(),
@@ -201,7 +204,8 @@ impl Batch {
 
     /// Whether no frame is left.
     pub fn is_full(&self) -> bool {
-        self.packets.len() == self.capacity || self.arena.len() - self.used < self.frame_bytes
+        self.packets.len() == self.capacity
+            || self.memory.arena().len() - self.used < self.frame_bytes
     }
 
     /// How many packets it can hold.
@@ -226,12 +230,13 @@ impl Batch {
 
     /// The bytes of one packet.
     pub fn data(&self, index: usize) -> &[u8] {
-        &self.arena[self.packets[index].data_range()]
+        self.bytes(self.packets[index].data_range())
     }
 
     /// The bytes of one packet, to be changed.
     pub fn data_mut(&mut self, index: usize) -> &mut [u8] {
-        &mut self.arena[self.packets[index].data_range()]
+        let range = self.packets[index].data_range();
+        self.bytes_mut(range)
     }
 
     /// The outer side of one of its packets.
@@ -279,9 +284,35 @@ impl Batch {
         own
     }
 
-    /// The arena, for a driver that moves what it has received to its place.
-    pub fn arena_mut(&mut self) -> &mut [u8] {
-        &mut self.arena
+    /// Bytes of the arena, for a driver that has received into its [spare room](Batch::spare_room).
+    ///
+    /// # Panics
+    /// If they do not lie within.
+    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+        match self.memory.arena().get(range) {
+            Some(bytes) => bytes,
+            None => panic!("{OUTSIDE}"),
+        }
+    }
+
+    /// Moves what a driver has received to its place.
+    ///
+    /// # Panics
+    /// If either does not lie within the arena.
+    pub fn move_bytes(&mut self, from: Range<usize>, to: usize) {
+        let whole = from.start.min(to)..from.end.max(to + from.len());
+        let (from, to) = (
+            from.start - whole.start..from.end - whole.start,
+            to - whole.start,
+        );
+        self.bytes_mut(whole).copy_within(from, to);
+    }
+
+    fn bytes_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+        match self.memory.arena_mut().get_mut(range) {
+            Some(bytes) => bytes,
+            None => panic!("{OUTSIDE}"),
+        }
     }
 
     /// Bytes of the arena that are handed out: where the next frame starts.
@@ -291,9 +322,11 @@ impl Batch {
 
     /// All parts at once, for code that works on many packets in place: arena, packets, slots of outer sides, and the number
     /// of the slot that is the dataplane's to write for the first packet.
-    pub(crate) fn parts_mut(&mut self) -> (&mut [u8], &mut [PacketBuf], &mut [Outer], usize) {
+    pub(crate) fn parts_mut(
+        &mut self,
+    ) -> (&mut Arena<'static>, &mut [PacketBuf], &mut [Outer], usize) {
         (
-            &mut self.arena,
+            self.memory.arena_mut(),
             &mut self.packets,
             &mut self.outers,
             self.capacity,
@@ -310,7 +343,7 @@ impl Batch {
             return false;
         }
         let at = self.used + HEADROOM_BYTES;
-        self.arena[at..at + data.len()].copy_from_slice(data);
+        self.bytes_mut(at..at + data.len()).copy_from_slice(data);
         self.push_received(data.len(), outer);
         true
     }
@@ -319,15 +352,17 @@ impl Batch {
     /// [`Batch::push_received`] takes them.
     pub fn spare_frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let room = HEADROOM_BYTES..self.frame_bytes - TAILROOM_BYTES;
-        self.arena[self.used..]
-            .chunks_exact_mut(self.frame_bytes)
-            .take(self.capacity - self.packets.len())
+        let (frame_bytes, left) = (self.frame_bytes, self.capacity - self.packets.len());
+        self.spare_room()
+            .chunks_exact_mut(frame_bytes)
+            .take(left)
             .map(move |frame| &mut frame[room.clone()])
     }
 
     /// All of the arena that is not yet used.
     pub fn spare_room(&mut self) -> &mut [u8] {
-        &mut self.arena[self.used..]
+        let spare = self.used..self.memory.arena().len();
+        self.bytes_mut(spare)
     }
 
     /// Takes the next spare frame, into which `bytes` have been written.
@@ -357,7 +392,7 @@ impl Batch {
                 && frame.start <= data.start
                 && data.start <= data.end
                 && data.end <= frame.end
-                && frame.end <= self.arena.len(),
+                && frame.end <= self.memory.arena().len(),
             "frame {frame:?} and data {data:?} must nest within the spare room"
         );
         self.used = frame.end;

@@ -1,7 +1,7 @@
 //! Inbound: ESP in, clear packets out. Steps 3 to 7 of a packet's path.
 
 use crate::{
-    Batch, OuterHeaders, PacketBuf, Report, Verdict,
+    Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
     aead::{ICV_BYTES, Job},
     batch::Outer,
     esp::{
@@ -106,7 +106,7 @@ impl Inbound {
     /// 64.
     fn keep_suspect<'t>(
         &mut self,
-        arena: &[u8],
+        arena: &Arena<'_>,
         arrival: &Arrival<'t>,
     ) -> Option<(&'t InboundSa, usize)> {
         let mut first = 0;
@@ -130,7 +130,7 @@ impl Inbound {
 /// Steps 3 to 5: which packets are worth authenticating. All others get their verdict here.
 fn check<'t>(
     tables: &'t Tables,
-    arena: &[u8],
+    arena: &Arena<'_>,
     chunk: &mut [PacketBuf],
     outers: &mut OuterSides<'_>,
     arrival: &mut Arrival<'t>,
@@ -172,7 +172,7 @@ impl<'t> Arrival<'t> {
 #[inline]
 fn classify(
     mode: OuterHeaders,
-    arena: &[u8],
+    arena: &Arena<'_>,
     outers: &mut OuterSides<'_>,
     at: usize,
     packet: &mut PacketBuf,
@@ -200,7 +200,7 @@ fn classify(
 #[inline]
 fn check_one<'t>(
     tables: &'t Tables,
-    arena: &[u8],
+    arena: &Arena<'_>,
     at: usize,
     packet: &PacketBuf,
     (spi, udp): (u32, bool),
@@ -236,7 +236,7 @@ fn check_one<'t>(
 /// Steps 6 and 7 for all packets of a chunk that were opened, or not.
 fn finish(
     tables: &Tables,
-    arena: &mut [u8],
+    arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
     arrival: &mut Arrival<'_>,
@@ -260,7 +260,7 @@ fn finish(
 #[inline]
 fn finish_run(
     tables: &Tables,
-    arena: &mut [u8],
+    arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
     (entry, authentic): (&InboundEntry, Authentic<'_, '_>),
@@ -322,7 +322,7 @@ fn note_endpoint(tunnel: &Tunnel, outer: &Outer, report: &mut Report) {
 #[inline]
 fn open(
     accepted: &Accepted<'_>,
-    arena: &mut [u8],
+    arena: &mut Arena<'_>,
     packet: &mut PacketBuf,
     last_let_in: &mut (KeyV4, KeyV6),
 ) -> Result<(), DropReason> {

@@ -93,6 +93,7 @@
 //! | RFC 2675 jumbograms, transport mode, AH | not supported |
 
 pub mod aead;
+mod arena;
 mod atomic;
 pub mod batch;
 pub mod esp;
@@ -110,6 +111,7 @@ pub mod usage;
 pub mod wire;
 
 pub use aead::{Aead, AeadKey};
+pub use arena::Arena;
 pub use batch::{Batch, HEADROOM_BYTES, Outer, PacketBuf, TAILROOM_BYTES, Verdict};
 pub use inbound::Inbound;
 pub use outbound::Outbound;

@@ -1,7 +1,7 @@
 //! Outbound: clear packets in, ESP out. Steps 3 to 7 of a packet's path.
 
 use crate::{
-    Batch, OuterHeaders, PacketBuf, Report, Verdict,
+    Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
     aead::{Job, Work, on_newer_cpus},
     batch::Outer,
     esp::{
@@ -176,7 +176,7 @@ fn bytes_before(tables: &Tables, header: &OuterHeader) -> usize {
 struct Classify<'b, 't> {
     tables: &'t Tables,
     worker: u16,
-    arena: &'b [u8],
+    arena: &'b Arena<'b>,
     chunk: &'b mut [PacketBuf],
     departure: &'b mut Departure<'t>,
     report: &'b mut Report,
@@ -318,7 +318,7 @@ fn stays_on_link(destination: IpAddr) -> bool {
 /// Steps 5 to 7 for all packets of a chunk that leave.
 fn seal(
     tables: &Tables,
-    arena: &mut [u8],
+    arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     mut outers: OuterSides<'_>,
     departure: &Departure<'_>,
@@ -365,7 +365,7 @@ fn seal(
 
 /// Steps 6 and 7 for one run, but for the AEAD: trailer, ESP header, outer headers.
 fn wrap<'t, const HEADERS: usize>(
-    arena: &mut [u8],
+    arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     encap: &Encap<'t>,
     numbered: Zip<slice::Iter<'_, Leaving>, Range<u64>>,
@@ -463,7 +463,7 @@ fn refuse(
 
 /// Checksums over what is sealed now.
 #[cold]
-fn sum_up(arena: &mut [u8], chunk: &[PacketBuf], departure: &Departure<'_>) {
+fn sum_up(arena: &mut Arena<'_>, chunk: &[PacketBuf], departure: &Departure<'_>) {
     for (run, packets) in departure.runs() {
         for packet in packets {
             let buf = &chunk[usize::from(packet.at)];

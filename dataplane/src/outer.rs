@@ -2,7 +2,7 @@
 //! we read ourselves ([`crate::OuterHeaders::Written`]).
 
 use crate::{
-    Outer, PacketBuf,
+    Arena, Outer, PacketBuf,
     wire::{Ipv4, Ipv6, Udp, ipv4, protocol, u16_at, u32_at, u64_at, udp},
 };
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -50,7 +50,12 @@ impl<'b> OuterSides<'b> {
     /// Takes outer IP and UDP header off packet `at` and notes what they say. Answers whether there was UDP; `None` where
     /// they are malformed, a fragment (RFC 4303 §3.4.1), or of another protocol.
     #[inline]
-    pub fn take_off(&mut self, arena: &[u8], at: usize, packet: &mut PacketBuf) -> Option<bool> {
+    pub fn take_off(
+        &mut self,
+        arena: &Arena<'_>,
+        at: usize,
+        packet: &mut PacketBuf,
+    ) -> Option<bool> {
         let whole = arena.get(packet.data_range())?;
         if self.take_off_plain(whole, at, packet) {
             return Some(true);

@@ -110,14 +110,17 @@ impl Packets {
 fn check(aead: Aead, keys: &Keys, packets: &Packets, random: &mut Random) {
     let (mut ours, mut oracle) = (packets.arena.clone(), packets.arena.clone());
     let mut jobs = packets.jobs(&keys.ours);
-    aead.seal(&mut ours, &mut jobs);
+    aead.seal(&mut Arena::over(&mut ours), &mut jobs);
     assert!(jobs.iter().all(|job| job.ok));
-    Aead::portable().seal(&mut oracle, &mut packets.jobs(&keys.oracle));
+    Aead::portable().seal(
+        &mut Arena::over(&mut oracle),
+        &mut packets.jobs(&keys.oracle),
+    );
     assert!(ours == oracle, "sealed differently: {:?}", packets.jobs);
 
     let mut opened = ours.clone();
     let mut jobs = packets.jobs(&keys.ours);
-    aead.open(&mut opened, &mut jobs);
+    aead.open(&mut Arena::over(&mut opened), &mut jobs);
     assert!(
         jobs.iter().all(|job| job.ok),
         "refused its own: {:?}",
@@ -134,7 +137,7 @@ fn check(aead: Aead, keys: &Keys, packets: &Packets, random: &mut Random) {
     broken[at] ^= 1 << random.below(8);
     let ciphertext = broken.clone();
     let mut jobs = packets.jobs(&keys.ours);
-    aead.open(&mut broken, &mut jobs);
+    aead.open(&mut Arena::over(&mut broken), &mut jobs);
     for (index, job) in jobs.iter().enumerate() {
         assert_eq!(
             job.ok,
@@ -302,7 +305,7 @@ fn a_job_outside_the_arena_is_refused_and_the_others_are_not() {
         let mut jobs = packets.jobs(&keys.ours);
         jobs[2].payload = arena.len() - 10..arena.len();
         jobs[6].payload = usize::MAX - 3..usize::MAX;
-        aead.seal(&mut arena, &mut jobs);
+        aead.seal(&mut Arena::over(&mut arena), &mut jobs);
         for (index, job) in jobs.iter().enumerate() {
             assert_eq!(job.ok, index != 2 && index != 6);
         }

@@ -35,6 +35,7 @@ pub use choice::{ChoiceError, ChoiceProblem};
 pub(crate) use newer::{Work, on_newer_cpus};
 pub use prefetch::prefetch;
 
+use crate::Arena;
 use choice::Implementation;
 use esplane_api::{AeadSuite, KeyMaterial};
 use std::{fmt, ops::Range};
@@ -72,7 +73,10 @@ impl Job<'_> {
     }
 
     /// Payload and ICV in the arena; `None` if they do not lie within.
-    fn split<'a>(&self, arena: &'a mut [u8]) -> Option<(&'a mut [u8], &'a mut [u8; ICV_BYTES])> {
+    fn split<'a>(
+        &self,
+        arena: &'a mut Arena<'_>,
+    ) -> Option<(&'a mut [u8], &'a mut [u8; ICV_BYTES])> {
         arena
             .get_mut(self.payload.start..self.payload.end.checked_add(ICV_BYTES)?)?
             .split_last_chunk_mut()
@@ -87,7 +91,7 @@ pub struct Aead {
 
 impl Aead {
     /// Seals every job: payload becomes ciphertext, its ICV is written behind it.
-    pub fn seal(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
+    pub fn seal(&self, arena: &mut Arena<'_>, jobs: &mut [Job<'_>]) {
         let mut rest = jobs;
         while let Some(first) = rest.first() {
             let key = first.key;
@@ -113,7 +117,7 @@ impl Aead {
     /// Opens every job: where the ICV is right, ciphertext becomes payload and [`Job::ok`] is
     /// `true`. Where it is wrong, `ok` is `false` and no plaintext is in the arena: the bytes are
     /// the ciphertext or zeros.
-    pub fn open(&self, arena: &mut [u8], jobs: &mut [Job<'_>]) {
+    pub fn open(&self, arena: &mut Arena<'_>, jobs: &mut [Job<'_>]) {
         let mut rest = jobs;
         while let Some(first) = rest.first() {
             let key = first.key;
@@ -139,7 +143,7 @@ impl Aead {
 
 /// Works through jobs one at a time.
 fn each(
-    arena: &mut [u8],
+    arena: &mut Arena<'_>,
     jobs: &mut [Job<'_>],
     crypt: impl Fn(&[u8; NONCE_BYTES], &[u8], &mut [u8], &mut [u8; ICV_BYTES]) -> bool,
 ) {

@@ -165,9 +165,9 @@ fn published_vectors_are_reproduced_both_ways() {
                 &bytes(vector.aad),
                 0..plain.len(),
             )];
-            aead.seal(&mut arena, &mut jobs);
+            aead.seal(&mut Arena::over(&mut arena), &mut jobs);
             assert!(jobs[0].ok && arena == sealed, "{}", vector.source);
-            aead.open(&mut arena, &mut jobs);
+            aead.open(&mut Arena::over(&mut arena), &mut jobs);
             assert!(jobs[0].ok, "{}", vector.source);
             assert_eq!(arena[..plain.len()], plain, "{}", vector.source);
         }
@@ -202,9 +202,9 @@ fn a_job_beyond_the_arena_fails_and_touches_nothing() {
             ];
             let mut jobs = ranges.map(|payload| job(&key, &[0; 12], &[0; 8], payload));
             let mut arena = [0x55; 32];
-            aead.seal(&mut arena, &mut jobs);
+            aead.seal(&mut Arena::over(&mut arena), &mut jobs);
             assert!(jobs.iter().all(|job| !job.ok) && arena == [0x55; 32]);
-            aead.open(&mut arena, &mut jobs);
+            aead.open(&mut Arena::over(&mut arena), &mut jobs);
             assert!(jobs.iter().all(|job| !job.ok) && arena == [0x55; 32]);
         }
     }
@@ -218,20 +218,23 @@ fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
             let plain = [0xa5; 40];
             let mut sealed = plain.to_vec();
             sealed.resize(56, 0);
-            aead.seal(&mut sealed, &mut [job(&key, &[3; 12], &[4; 12], 0..40)]);
+            aead.seal(
+                &mut Arena::over(&mut sealed),
+                &mut [job(&key, &[3; 12], &[4; 12], 0..40)],
+            );
             for bit in 0..sealed.len() * 8 {
                 let mut arena = sealed.clone();
                 arena[bit / 8] ^= 1 << (bit % 8);
                 let ciphertext = arena.clone();
                 let mut jobs = [job(&key, &[3; 12], &[4; 12], 0..40)];
-                aead.open(&mut arena, &mut jobs);
+                aead.open(&mut Arena::over(&mut arena), &mut jobs);
                 assert!(!jobs[0].ok, "bit {bit}");
                 let left = &arena[..40];
                 assert!(left == &ciphertext[..40] || left == [0; 40], "bit {bit}");
             }
             for (nonce, aad) in [([2; 12], [4; 12]), ([3; 12], [5; 12])] {
                 let mut jobs = [job(&key, &nonce, &aad, 0..40)];
-                aead.open(&mut sealed.clone(), &mut jobs);
+                aead.open(&mut Arena::over(&mut sealed.clone()), &mut jobs);
                 assert!(!jobs[0].ok);
             }
         }
@@ -254,12 +257,12 @@ fn each_bit_of_each_tag_of_four_counts_for_its_own_packet() {
             })
         };
         let mut sealed = [0xa5; 4 * 84];
-        aead.seal(&mut sealed, &mut jobs());
+        aead.seal(&mut Arena::over(&mut sealed), &mut jobs());
         for (packet, bit) in (0..4).flat_map(|packet| (0..128).map(move |bit| (packet, bit))) {
             let mut arena = sealed;
             arena[packet * 84 + 68 + bit / 8] ^= 1 << (bit % 8);
             let mut jobs = jobs();
-            aead.open(&mut arena, &mut jobs);
+            aead.open(&mut Arena::over(&mut arena), &mut jobs);
             let ok = [0, 1, 2, 3].map(|i| i != packet);
             assert_eq!(jobs.map(|job| job.ok), ok, "{} bit {bit}", aead.name());
         }
@@ -291,11 +294,11 @@ proptest! {
                 jobs.push(job(key, &[index as u8; 12], aad, at..at + length));
                 at += length + 40;
             }
-            aead.seal(&mut arena, &mut jobs);
+            aead.seal(&mut Arena::over(&mut arena), &mut jobs);
             let sealed = arena.clone();
             let damaged = damaged.index(jobs.len());
             arena[jobs[damaged].payload.end] ^= 1;
-            aead.open(&mut arena, &mut jobs);
+            aead.open(&mut Arena::over(&mut arena), &mut jobs);
             let ok: Vec<_> = jobs.iter().map(|job| job.ok).collect();
             (sealed, arena, ok, damaged)
         };

@@ -9,6 +9,7 @@
 
 use super::{associated_data, job};
 use crate::{
+    Arena,
     aead::{Aead, ICV_BYTES, Job},
     sad::{InboundEntry, InboundSa},
     sequence::infer,
@@ -91,7 +92,7 @@ impl Sealed {
         &mut self,
         sa: &InboundSa,
         aead: Aead,
-        arena: &mut [u8],
+        arena: &mut Arena<'_>,
         job: &mut Job<'_>,
         ciphertext: &[u8],
     ) {

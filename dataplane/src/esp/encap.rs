@@ -2,7 +2,7 @@
 
 use super::job;
 use crate::{
-    AeadKey, PacketBuf,
+    AeadKey, Arena, PacketBuf,
     aead::{ICV_BYTES, Job},
     tables::Sender,
     tunnel::{BEFORE_BYTES, OuterHeader, Outside},
@@ -75,7 +75,7 @@ impl<'k> Encap<'k> {
     #[inline]
     pub fn put_around<const HEADERS: usize>(
         &self,
-        arena: &mut [u8],
+        arena: &mut Arena<'_>,
         packet: &mut PacketBuf,
         (payload_bytes, next_header): (usize, u8),
         number: u64,

@@ -427,7 +427,7 @@ impl Forger {
             payload: 16..16 + encrypted.len(),
             ok: false,
         }];
-        Aead::portable().seal(&mut packet, &mut jobs);
+        Aead::portable().seal(&mut Arena::over(&mut packet), &mut jobs);
         assert!(jobs[0].ok);
         packet
     }

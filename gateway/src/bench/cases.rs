@@ -19,7 +19,7 @@ use esplane_control_noise::{
     Engine, Initiate, LoadPolicy, NodeConfig, Output, PeerConfig, StaticSecretKey,
 };
 use esplane_dataplane::{
-    Aead, AeadKey, HEADROOM_BYTES, Inbound, Outbound, OuterHeaders,
+    Aead, AeadKey, Arena, HEADROOM_BYTES, Inbound, Outbound, OuterHeaders,
     aead::Job,
     replay::ReplayWindow,
     spd::{Decision, Rule, Spd},
@@ -286,16 +286,21 @@ fn aead_alone(aead: Aead, clock: &Clock, suite: AeadSuite, size: Size, open: boo
         return clock.measure(
             PACKETS,
             || (),
-            |()| aead.seal(black_box(&mut arena), &mut jobs),
+            |()| aead.seal(&mut Arena::over(black_box(&mut arena)), &mut jobs),
         );
     }
-    aead.seal(&mut arena, &mut jobs);
+    aead.seal(&mut Arena::over(&mut arena), &mut jobs);
     let (sealed, jobs) = (arena.clone(), std::cell::RefCell::new(jobs));
     let arena = std::cell::RefCell::new(arena);
     let measured = clock.measure(
         PACKETS,
         || arena.borrow_mut().copy_from_slice(&sealed),
-        |()| aead.open(black_box(&mut arena.borrow_mut()), &mut jobs.borrow_mut()),
+        |()| {
+            aead.open(
+                &mut Arena::over(black_box(&mut arena.borrow_mut())),
+                &mut jobs.borrow_mut(),
+            )
+        },
     );
     assert!(
         jobs.borrow().iter().all(|job| job.ok),

@@ -121,7 +121,7 @@ impl GroReceiver {
             let mut at = start.unwrap_or(0) + here;
             let end = batch.used_bytes().next_multiple_of(ALIGNMENT);
             if start.is_some() && bytes <= SMALL_BYTES && end < at {
-                batch.arena_mut().copy_within(at..at + bytes, end);
+                batch.move_bytes(at..at + bytes, end);
                 at = end;
             }
             let mut datagrams = Datagrams {
@@ -135,7 +135,7 @@ impl GroReceiver {
                 }
                 let left = datagrams.at.clone();
                 let stored = here..here + left.len();
-                self.store[stored.clone()].copy_from_slice(&batch.arena_mut()[left]);
+                self.store[stored.clone()].copy_from_slice(batch.bytes(left));
                 datagrams.at = stored;
             }
             self.waiting.push(datagrams); // as many as there are messages

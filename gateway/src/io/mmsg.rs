@@ -165,9 +165,7 @@ impl Messages {
             let (from, to) = (first + index * frame_bytes, batch.used_bytes());
             if from != to {
                 let start = from + HEADROOM_BYTES;
-                batch
-                    .arena_mut()
-                    .copy_within(start..start + bytes, to + HEADROOM_BYTES);
+                batch.move_bytes(start..start + bytes, to + HEADROOM_BYTES);
             }
             let (outer, _alone) = self.outer_of(index, udp);
             batch.push_received(bytes, outer);

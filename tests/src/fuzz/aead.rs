@@ -3,7 +3,7 @@
 
 use esplane_api::AeadSuite;
 use esplane_dataplane::{
-    Aead, AeadKey,
+    Aead, AeadKey, Arena,
     aead::{ICV_BYTES, Job},
 };
 use std::sync::Once;
@@ -68,15 +68,15 @@ fn against_portable(name: &'static str, data: &[u8]) {
 
     let mut sealed = run.arena.clone();
     let mut jobs = run.jobs(&ours);
-    aead.seal(&mut sealed, &mut jobs);
+    aead.seal(&mut Arena::over(&mut sealed), &mut jobs);
     assert!(jobs.iter().all(|job| job.ok), "a packet was not sealed");
     let mut expected = run.arena.clone();
-    Aead::portable().seal(&mut expected, &mut run.jobs(&oracle));
+    Aead::portable().seal(&mut Arena::over(&mut expected), &mut run.jobs(&oracle));
     assert!(sealed == expected, "{name} seals differently");
 
     let mut opened = sealed.clone();
     let mut jobs = run.jobs(&ours);
-    aead.open(&mut opened, &mut jobs);
+    aead.open(&mut Arena::over(&mut opened), &mut jobs);
     assert!(jobs.iter().all(|job| job.ok), "{name} refuses its own");
     for job in &jobs {
         assert!(opened[job.payload.clone()] == run.arena[job.payload.clone()]);
@@ -86,7 +86,7 @@ fn against_portable(name: &'static str, data: &[u8]) {
     let Packet { start, bytes, .. } = run.packets[packet];
     sealed[start + run.broken % (bytes + ICV_BYTES)] ^= 1 << (run.broken % 8);
     let mut jobs = run.jobs(&ours);
-    aead.open(&mut sealed, &mut jobs);
+    aead.open(&mut Arena::over(&mut sealed), &mut jobs);
     for (index, job) in jobs.iter().enumerate() {
         assert_eq!(job.ok, index != packet, "{name}: packet {index}");
     }

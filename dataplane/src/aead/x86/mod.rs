@@ -127,6 +127,7 @@ mod two_lanes;
 pub(super) use key::Key;
 
 use super::{AeadSuite, Expanded, ICV_BYTES, Job, NONCE_BYTES};
+use crate::Arena;
 use core::mem::offset_of;
 use key::Schedule;
 use packet::Packet;
@@ -159,7 +160,7 @@ pub(super) struct Run<'r, 'k> {
 
 impl<'r, 'k> Run<'r, 'k> {
     /// Jobs that do not lie within the arena are refused, each by its `ok`.
-    pub(super) fn new(arena: &'r mut [u8], jobs: &'r mut [Job<'k>]) -> Self {
+    pub(super) fn new(arena: &'r mut Arena<'_>, jobs: &'r mut [Job<'k>]) -> Self {
         Self {
             arena: arena.as_mut_ptr(),
             arena_bytes: arena.len(),
