@@ -2,10 +2,10 @@
 
 use crate::{
     Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::{ICV_BYTES, Job},
+    aead::{Done, ICV_BYTES, Job, Keyed},
     batch::Outer,
     esp::{
-        Jobs,
+        Jobs, Keys,
         decap::{Accepted, Authentic, Sealed},
     },
     outbound::CHUNK_PACKETS,
@@ -50,7 +50,9 @@ struct Run<'t> {
 struct Arrival<'t> {
     runs: Chunk<Run<'t>>,
     packets: Chunk<Sealed>,
-    jobs: Jobs<'t>,
+    jobs: Jobs,
+    /// As the runs are.
+    keys: Keys<'t>,
 }
 
 /// What a run of packets of one SA has carried; counted when the run ends.
@@ -85,16 +87,18 @@ impl Inbound {
             check(tables, arena, chunk, &mut outers, &mut arrival, report);
             // 6: authenticate and decrypt, the whole chunk in one call
             let suspect = self.keep_suspect(arena, &arrival);
-            tables.aead.open(arena, &mut arrival.jobs);
+            let mut opened = tables.aead.open(arena, &arrival.keys, &arrival.jobs);
             if let Some((sa, index)) = suspect
                 && let Some(sealed) = arrival.packets.get_mut(index)
-                && let Some(job) = arrival.jobs.get_mut(index)
-                && !job.ok
+                && let Some(job) = arrival.jobs.get(index)
+                && !opened.has(index)
+                && sealed.resynchronise(sa, tables.aead, arena, *job, &self.kept)
             {
-                sealed.resynchronise(sa, tables.aead, arena, job, &self.kept);
+                opened = opened.with(index);
             }
             // 6, 7: commit, finish
-            finish(tables, arena, chunk, &outers, &mut arrival, report);
+            let arrival = (&mut arrival, opened);
+            finish(tables, arena, chunk, &outers, arrival, report);
         }
     }
 
@@ -116,8 +120,9 @@ impl Inbound {
             suspect
         };
         let run = arrival.runs.iter().find(out_of_step)?;
-        let place = &arrival.jobs.get(first)?.payload;
-        let ciphertext = arena.get(place.start..place.end + ICV_BYTES)?;
+        let job = arrival.jobs.get(first)?;
+        let start = job.start as usize;
+        let ciphertext = arena.get(start..start + job.bytes as usize + ICV_BYTES)?;
         if ciphertext.len() > ESP_BYTES_MAX {
             return None;
         }
@@ -152,15 +157,22 @@ fn check<'t>(
 
 impl<'t> Arrival<'t> {
     #[inline]
-    fn push(&mut self, entry: &'t InboundEntry, sealed: Sealed, job: Job<'t>) {
+    fn push(&mut self, entry: &'t InboundEntry, sealed: Sealed, job: Job) {
         self.packets.push(sealed);
         self.jobs.push(job);
         let end = self.packets.len();
         match self.runs.last_mut() {
-            Some(run) if ptr::eq(run.entry, entry) => run.end = end,
+            Some(run) if ptr::eq(run.entry, entry) => {
+                run.end = end;
+                if let Some(keyed) = self.keys.last_mut() {
+                    keyed.end = end;
+                }
+            }
             _ => {
                 // On its way while the chunk's other packets are looked at.
-                entry.sa.key.prefetch();
+                let key = &entry.sa.key;
+                key.prefetch();
+                self.keys.push(Keyed { key, end });
                 self.runs.push(Run { entry, end });
             }
         }
@@ -205,7 +217,7 @@ fn check_one<'t>(
     packet: &PacketBuf,
     (spi, udp): (u32, bool),
     last: &mut Option<&'t InboundEntry>,
-) -> Result<(&'t InboundEntry, Sealed, Job<'t>), Verdict> {
+) -> Result<(&'t InboundEntry, Sealed, Job), Verdict> {
     let drop = Verdict::Drop;
     // 4: runs of one SA are looked up once
     let entry = match *last {
@@ -239,16 +251,16 @@ fn finish(
     arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
-    arrival: &mut Arrival<'_>,
+    (arrival, opened): (&mut Arrival<'_>, Done),
     report: &mut Report,
 ) {
-    let (mut packets, mut jobs, mut begin) = (&mut arrival.packets[..], &arrival.jobs[..], 0);
+    let (mut packets, mut begin) = (&mut arrival.packets[..], 0);
     for Run { entry, end } in &arrival.runs {
         let (these, others) = packets.split_at_mut(*end - begin);
-        let (their_jobs, other_jobs) = jobs.split_at(*end - begin);
-        (packets, jobs, begin) = (others, other_jobs, *end);
+        let jobs = begin..*end;
+        (packets, begin) = (others, *end);
         // 6: authenticate
-        let authentic = Authentic::of_run(entry, these, their_jobs, |at| {
+        let authentic = Authentic::of_run(entry, these, (opened, jobs), |at| {
             let reason = DropReason::AuthenticationFailed;
             decide(&mut chunk[usize::from(at)], Verdict::Drop(reason), report);
         });

@@ -2,10 +2,10 @@
 
 use crate::{
     Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::{Job, Work, on_newer_cpus},
+    aead::{Job, Keyed, Work, on_newer_cpus},
     batch::Outer,
     esp::{
-        Jobs,
+        Jobs, Keys,
         encap::{self, Encap},
     },
     outer::OuterSides,
@@ -324,7 +324,7 @@ fn seal(
     departure: &Departure<'_>,
     report: &mut Report,
 ) {
-    let mut jobs = Jobs::new();
+    let (mut jobs, mut keys) = (Jobs::new(), Keys::new());
     let mut sums = false;
     for (run, packets) in departure.runs() {
         // 5: numbers and lifetimes, once per run of packets with one SA
@@ -351,11 +351,16 @@ fn seal(
             outer_at,
             &mut jobs,
         );
+        keys.push(Keyed {
+            key: &run.sender.sa.key,
+            end: jobs.len(),
+        });
     }
     // 6: the whole chunk in one call
-    tables.aead.seal(arena, &mut jobs);
-    for job in jobs.iter().filter(|job| !job.ok) {
-        unsealed(chunk, job, report);
+    let sealed = tables.aead.seal(arena, &keys, &jobs);
+    if !sealed.has_all(0..jobs.len()) {
+        let lost = (0..jobs.len()).filter(|job| !sealed.has(*job));
+        lost.for_each(|job| unsealed(chunk, &jobs[job], report));
     }
     // 7: what needs the ciphertext
     if sums {
@@ -364,13 +369,13 @@ fn seal(
 }
 
 /// Steps 6 and 7 for one run, but for the AEAD: trailer, ESP header, outer headers.
-fn wrap<'t, const HEADERS: usize>(
+fn wrap<const HEADERS: usize>(
     arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
-    encap: &Encap<'t>,
+    encap: &Encap<'_>,
     numbered: Zip<slice::Iter<'_, Leaving>, Range<u64>>,
     outer_at: u16,
-    jobs: &mut Jobs<'t>,
+    jobs: &mut Jobs,
 ) {
     for (packet, number) in numbered {
         let Some(buf) = chunk.get_mut(usize::from(packet.at)) else {
@@ -387,9 +392,9 @@ fn wrap<'t, const HEADERS: usize>(
 
 /// Cannot be: room was checked.
 #[cold]
-fn unsealed(chunk: &mut [PacketBuf], job: &Job<'_>, report: &mut Report) {
+fn unsealed(chunk: &mut [PacketBuf], job: &Job, report: &mut Report) {
     let lost = chunk.iter_mut().filter(|packet| {
-        packet.verdict == Verdict::Forward && packet.data_range().contains(&job.payload.start)
+        packet.verdict == Verdict::Forward && packet.data_range().contains(&(job.start as usize))
     });
     lost.for_each(|packet| drop_packet(packet, DropReason::InnerTooBig, report));
 }

@@ -30,8 +30,6 @@ pub struct OutboundSa {
     pub id: SaId,
     /// Its expanded key.
     pub key: AeadKey,
-    /// The first four bytes of every nonce.
-    pub salt: [u8; 4],
     /// Its numbers. They belong to the key: an SA installed again with the same key shares them.
     pub sequence: Arc<SequenceCounter>,
     /// What it has carried.
@@ -56,8 +54,6 @@ pub struct InboundSa {
     pub id: SaId,
     /// Its expanded key.
     pub key: AeadKey,
-    /// The first four bytes of every nonce.
-    pub salt: [u8; 4],
     /// Whether its numbers have 64 bits.
     pub esn: Esn,
     /// Which numbers have come. It belongs to the key, as an outbound SA's numbers do.
@@ -189,8 +185,10 @@ mod tests {
                 direction: Direction::Inbound,
                 spi: Spi::new(spi).unwrap(),
             },
-            key: AeadKey::new(Aead::portable(), AeadSuite::Aes128Gcm16, &[1; 16]).unwrap(),
-            salt: [0; 4],
+            key: {
+                let secret = (&[1; 16][..], [0; 4]);
+                AeadKey::new(Aead::portable(), AeadSuite::Aes128Gcm16, secret, Esn::On).unwrap()
+            },
             esn: Esn::On,
             window: Arc::new(ReplayWindow::new(WindowSize::DEFAULT, 0)),
             in_udp: false,

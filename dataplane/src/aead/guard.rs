@@ -60,32 +60,48 @@ fn packets_at_the_end_of_a_page_and_at_its_beginning() {
     let arena_bytes = PAGES * PAGE_BYTES;
     for aead in Aead::all() {
         for suite in AeadSuite::ALL {
-            let key = AeadKey::new(aead, suite, &vec![5; suite.key_bytes()]).unwrap();
+            let secret = (&vec![5; suite.key_bytes()][..], [6; 4]);
+            let key = AeadKey::new(aead, suite, secret, Esn::On).unwrap();
             for bytes in (0..=700).chain([1400, 1401, 4096, 8960]) {
                 let job = |start: usize| Job {
-                    key: &key,
-                    nonce: [9; NONCE_BYTES],
-                    aad: [1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0],
-                    aad_bytes: 8,
-                    ok: false,
-                    payload: start..start + bytes,
+                    start: start as u32,
+                    bytes: bytes as u32,
+                    high: 7,
+                    more: 0,
                 };
-                let (first, last) = (0, arena_bytes - bytes - ICV_BYTES);
-                let between = (bytes + ICV_BYTES).max(20);
-                let mut alone = vec![vec![job(first)], vec![job(last)]];
-                if 4 * between + bytes + ICV_BYTES <= arena_bytes {
+                let (first, last) = (HEADER_BYTES, arena_bytes - bytes - ICV_BYTES);
+                let between = HEADER_BYTES + bytes + ICV_BYTES;
+                let mut runs = vec![vec![job(first)], vec![job(last)]];
+                if 5 * between <= arena_bytes {
                     // Four that are alike, with one of them at either end.
-                    alone.push(vec![job(first), job(between), job(2 * between), job(last)]);
-                    alone.push(vec![job(last), job(between), job(first), job(2 * between)]);
+                    let (second, third) = (first + between, first + 2 * between);
+                    runs.push(vec![job(first), job(second), job(third), job(last)]);
+                    runs.push(vec![job(last), job(second), job(first), job(third)]);
                 }
-                for mut jobs in alone {
-                    let arena = guarded.readable();
-                    arena.fill(0x3c);
-                    aead.seal(&mut Arena::over(arena), &mut jobs);
-                    aead.open(&mut Arena::over(arena), &mut jobs);
-                    assert!(jobs.iter().all(|job| job.ok), "{} {bytes}", aead.name());
+                for jobs in runs {
+                    let memory = guarded.readable();
+                    memory.fill(0x3c);
+                    let (all, keys) = (
+                        0..jobs.len(),
+                        [Keyed {
+                            key: &key,
+                            end: jobs.len(),
+                        }],
+                    );
+                    let arena = &mut Arena::over(memory);
+                    assert!(
+                        aead.seal(arena, &keys, &jobs).has_all(all.clone()),
+                        "{} {bytes}",
+                        aead.name()
+                    );
+                    assert!(
+                        aead.open(arena, &keys, &jobs).has_all(all),
+                        "{} {bytes}",
+                        aead.name()
+                    );
                     for job in &jobs {
-                        assert!(arena[job.payload.clone()].iter().all(|byte| *byte == 0x3c));
+                        let payload = &memory[job.start as usize..][..bytes];
+                        assert!(payload.iter().all(|byte| *byte == 0x3c));
                     }
                 }
             }

@@ -1,14 +1,24 @@
-//! The AEAD behind a narrow seam: a whole run of packets per call, each packet a [`Job`] over one
-//! arena.
+//! The AEAD behind a narrow seam: ESP packets in one arena, up to 64 a call, each a [`Job`].
 //!
 //! ```text
 //!   arena  … │ headroom │ SPI seq IV │ payload ……………… │ ICV │ tailroom │ …
-//!                                     └ Job::payload ──┘└ 16 ┘
+//!                       └──── 16 ────┘└ Job::bytes ────┘└ 16 ┘
+//!                                    ▲ Job::start
+//! ```
+//!
+//! A job says where a packet is, and no more: nonce and associated data are put together from what lies before the payload,
+//! from the high half of the number, which no packet carries, and from what the [`AeadKey`] knows, the salt and whether
+//! numbers are extended.
+//!
+//! ```text
+//!   nonce             salt │ IV                  RFC 4106 §4, RFC 7634 §2
+//!   associated data   SPI │ seq                  RFC 4106 §5, RFC 7634 §2.1
+//!                     SPI │ Job::high │ seq      the same, with extended numbers
 //! ```
 //!
 //! An implementation is chosen once, when the process starts ([`Aead::detect`]), and makes every
 //! [`AeadKey`]: a key is expanded into the form its implementation works with, and knows by itself
-//! how to seal and open. Jobs of one call may use different keys and suites.
+//! how to seal and open. Jobs of one call may use different keys and suites, each for some jobs in a row ([`Keyed`]).
 //!
 //! | file | holds |
 //! |---|---|
@@ -37,50 +47,98 @@ pub use prefetch::prefetch;
 
 use crate::Arena;
 use choice::Implementation;
-use esplane_api::{AeadSuite, KeyMaterial};
+use esplane_api::{AeadSuite, Esn, KeyMaterial};
 use std::{fmt, ops::Range};
+use zeroize::Zeroizing;
 
 /// Bytes of a nonce: 4 of salt, 8 of IV (RFC 4106 §4, RFC 7634 §2).
 pub const NONCE_BYTES: usize = 12;
+/// Bytes of salt.
+pub const SALT_BYTES: usize = 4;
 /// Bytes of ICV behind each payload.
 pub const ICV_BYTES: usize = 16;
+/// Jobs of one call, at most.
+pub const JOBS_MAX: usize = 64;
+/// Bytes before each payload: SPI, sequence number, IV.
+const HEADER_BYTES: usize = 16;
+/// Bytes of associated data at most: ESP has 8 or 12, published vectors have more.
+const AAD_BYTES_MAX: usize = 16;
 
-/// One packet to be sealed or opened in place.
+/// One packet to be sealed or opened in place. Header, payload and ICV lie within the arena, or it is refused.
 ///
-/// Nonce and AAD lie side by side, so that kernels can read 16 bytes from either.
-#[derive(Clone, Debug)]
-#[repr(C)]
-pub struct Job<'k> {
-    /// The key, expanded.
-    pub key: &'k AeadKey,
-    /// Salt and IV.
-    pub nonce: [u8; NONCE_BYTES],
-    /// Associated data in its first [`Job::aad_bytes`] bytes, zeros behind.
-    pub aad: [u8; 16],
-    /// 8, or 12 with extended sequence numbers.
-    pub aad_bytes: u8,
-    /// Set by [`Aead::open`]: whether the ICV is right. [`Aead::seal`] sets it too: `false` only
-    /// where payload and ICV do not lie within the arena.
-    pub ok: bool,
-    /// What is encrypted, as a range of the arena. Its ICV lies right behind it.
-    pub payload: Range<usize>,
+/// Sixteen bytes: kernels read four jobs as one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
+pub struct Job {
+    /// Where in the arena what is encrypted starts. SPI, sequence number and IV lie right before.
+    pub start: u32,
+    /// How many bytes are encrypted. The ICV lies right behind them.
+    pub bytes: u32,
+    /// The high half of the number, where numbers are extended.
+    pub high: u32,
+    /// What would follow the number in associated data longer than ESP's, as published vectors have it. Otherwise zero, and
+    /// without effect.
+    pub more: u32,
 }
 
-impl Job<'_> {
-    /// The associated data.
-    pub fn associated_data(&self) -> &[u8] {
-        &self.aad[..usize::from(self.aad_bytes).min(self.aad.len())]
+impl Job {
+    /// Header, payload and ICV in the arena; `None` if they do not lie within.
+    fn split<'a>(&self, arena: &'a mut Arena<'_>) -> Option<Split<'a>> {
+        let (start, bytes) = (self.start as usize, self.bytes as usize);
+        let end = start.checked_add(bytes)?.checked_add(ICV_BYTES)?;
+        let (header, rest) = arena
+            .get_mut(start.checked_sub(HEADER_BYTES)?..end)?
+            .split_first_chunk_mut()?;
+        let (payload, icv) = rest.split_last_chunk_mut()?;
+        Some((header, payload, icv))
+    }
+}
+
+type Split<'a> = (
+    &'a [u8; HEADER_BYTES],
+    &'a mut [u8],
+    &'a mut [u8; ICV_BYTES],
+);
+
+/// Jobs in a row of one key: from where the ones before end.
+#[derive(Clone, Copy, Debug)]
+pub struct Keyed<'k> {
+    /// The key, expanded.
+    pub key: &'k AeadKey,
+    /// Where they end.
+    pub end: usize,
+}
+
+/// Which jobs of a call are done, a bit each: sealed, or authentic and opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Done(u64);
+
+impl Done {
+    /// Whether this one is.
+    #[inline]
+    pub fn has(self, job: usize) -> bool {
+        job < JOBS_MAX && self.0 >> job & 1 == 1
     }
 
-    /// Payload and ICV in the arena; `None` if they do not lie within.
-    fn split<'a>(
-        &self,
-        arena: &'a mut Arena<'_>,
-    ) -> Option<(&'a mut [u8], &'a mut [u8; ICV_BYTES])> {
-        arena
-            .get_mut(self.payload.start..self.payload.end.checked_add(ICV_BYTES)?)?
-            .split_last_chunk_mut()
+    /// Whether all of these are.
+    #[inline]
+    pub fn has_all(self, jobs: Range<usize>) -> bool {
+        jobs.end <= JOBS_MAX && set_of(jobs) & !self.0 == 0
     }
+
+    /// With one more.
+    #[inline]
+    pub fn with(self, job: usize) -> Self {
+        Self(self.0 | set_of(job..job + 1))
+    }
+}
+
+/// A bit for each of up to 64 in a row.
+#[inline]
+fn set_of(jobs: Range<usize>) -> u64 {
+    let below = |end: usize| 1_u64.checked_shl(end as u32).unwrap_or(0).wrapping_sub(1);
+    below(jobs.end) & !below(jobs.start)
 }
 
 /// The implementation chosen at start. Small and copied freely; holds no key.
@@ -90,74 +148,87 @@ pub struct Aead {
 }
 
 impl Aead {
-    /// Seals every job: payload becomes ciphertext, its ICV is written behind it.
-    pub fn seal(&self, arena: &mut Arena<'_>, jobs: &mut [Job<'_>]) {
-        let mut rest = jobs;
-        while let Some(first) = rest.first() {
-            let key = first.key;
-            let (run, others) = rest.split_at_mut(key.run_length(rest));
-            match &key.expanded {
-                #[cfg(target_arch = "x86_64")]
-                Expanded::Avx512(key) => x86::Run::new(arena, run).seal(key),
-                #[cfg(target_arch = "x86_64")]
-                Expanded::Vaes256(key) => x86::Run::new(arena, run).seal(key),
-                #[cfg(target_arch = "x86_64")]
-                Expanded::AesNi(key) => x86::Run::new(arena, run).seal(key),
-                Expanded::Portable(key) => each(arena, run, |nonce, aad, payload, icv| {
-                    key.seal(nonce, aad, payload, icv)
-                }),
-                Expanded::ChaCha(key) => each(arena, run, |nonce, aad, payload, icv| {
-                    key.seal(nonce, aad, payload, icv)
-                }),
-            }
-            rest = others;
-        }
+    /// Seals every job: payload becomes ciphertext, its ICV is written behind it. Not done are only those that do not lie
+    /// within the arena, that have no key, or that are more than [`JOBS_MAX`].
+    pub fn seal(&self, arena: &mut Arena<'_>, keys: &[Keyed<'_>], jobs: &[Job]) -> Done {
+        crypt::<true>(arena, keys, jobs)
     }
 
-    /// Opens every job: where the ICV is right, ciphertext becomes payload and [`Job::ok`] is
-    /// `true`. Where it is wrong, `ok` is `false` and no plaintext is in the arena: the bytes are
-    /// the ciphertext or zeros.
-    pub fn open(&self, arena: &mut Arena<'_>, jobs: &mut [Job<'_>]) {
-        let mut rest = jobs;
-        while let Some(first) = rest.first() {
-            let key = first.key;
-            let (run, others) = rest.split_at_mut(key.run_length(rest));
+    /// Opens every job: where the ICV is right, ciphertext becomes payload and the job is done. Where it is wrong, it is
+    /// not, and no plaintext is in the arena: the bytes are the ciphertext or zeros.
+    pub fn open(&self, arena: &mut Arena<'_>, keys: &[Keyed<'_>], jobs: &[Job]) -> Done {
+        crypt::<false>(arena, keys, jobs)
+    }
+}
+
+fn crypt<const SEAL: bool>(arena: &mut Arena<'_>, keys: &[Keyed<'_>], jobs: &[Job]) -> Done {
+    let jobs = &jobs[..jobs.len().min(JOBS_MAX)];
+    let (mut rest, mut begin, mut done) = (keys, 0, Done::default());
+    while let Some(Keyed { key, .. }) = rest.first() {
+        let (run, others) = rest.split_at(key.run_length(rest));
+        let end = run.last().map_or(0, |last| last.end);
+        let at_end = end.clamp(begin, jobs.len());
+        let at = begin..at_end;
+        done.0 |=
             match &key.expanded {
                 #[cfg(target_arch = "x86_64")]
-                Expanded::Avx512(key) => x86::Run::new(arena, run).open(key),
+                Expanded::Avx512(key) => x86::Run::new(arena, run, jobs, at).crypt::<4, SEAL>(key),
                 #[cfg(target_arch = "x86_64")]
-                Expanded::Vaes256(key) => x86::Run::new(arena, run).open(key),
+                Expanded::Vaes256(key) => x86::Run::new(arena, run, jobs, at).crypt::<2, SEAL>(key),
                 #[cfg(target_arch = "x86_64")]
-                Expanded::AesNi(key) => x86::Run::new(arena, run).open(key),
-                Expanded::Portable(key) => each(arena, run, |nonce, aad, payload, icv| {
-                    key.open(nonce, aad, payload, icv)
-                }),
-                Expanded::ChaCha(key) => each(arena, run, |nonce, aad, payload, icv| {
-                    key.open(nonce, aad, payload, icv)
-                }),
-            }
-            rest = others;
-        }
+                Expanded::AesNi(key) => x86::Run::new(arena, run, jobs, at).crypt::<1, SEAL>(key),
+                Expanded::Portable(expanded) => each(
+                    arena,
+                    key,
+                    jobs,
+                    at,
+                    |nonce, aad, payload, icv| match SEAL {
+                        true => expanded.seal(nonce, aad, payload, icv),
+                        false => expanded.open(nonce, aad, payload, icv),
+                    },
+                ),
+                Expanded::ChaCha(expanded) => each(
+                    arena,
+                    key,
+                    jobs,
+                    at,
+                    |nonce, aad, payload, icv| match SEAL {
+                        true => expanded.seal(nonce, aad, payload, icv),
+                        false => expanded.open(nonce, aad, payload, icv),
+                    },
+                ),
+            };
+        (rest, begin) = (others, at_end);
     }
+    done
 }
 
 /// Works through jobs one at a time.
 fn each(
     arena: &mut Arena<'_>,
-    jobs: &mut [Job<'_>],
+    key: &AeadKey,
+    jobs: &[Job],
+    at: Range<usize>,
     crypt: impl Fn(&[u8; NONCE_BYTES], &[u8], &mut [u8], &mut [u8; ICV_BYTES]) -> bool,
-) {
-    for job in jobs {
-        job.ok = match job.split(arena) {
-            Some((payload, icv)) => crypt(&job.nonce, job.associated_data(), payload, icv),
-            None => false,
-        };
+) -> u64 {
+    let mut done = Done::default();
+    for index in at {
+        if let Some((header, payload, icv)) = jobs[index].split(arena) {
+            let (nonce, aad) = (key.nonce(header), key.associated_data(header, &jobs[index]));
+            if crypt(&nonce, &aad[..key.aad_bytes], payload, icv) {
+                done = done.with(index);
+            }
+        }
     }
+    done.0
 }
 
-/// A key expanded for one implementation. Wiped on drop.
+/// A key expanded for one implementation, with the salt of its nonces. Wiped on drop.
 pub struct AeadKey {
     suite: AeadSuite,
+    /// 8, or 12 with extended sequence numbers.
+    aad_bytes: usize,
+    salt: Zeroizing<[u8; SALT_BYTES]>,
     expanded: Expanded,
 }
 
@@ -173,8 +244,28 @@ enum Expanded {
 }
 
 impl AeadKey {
-    /// Expands `key` for `aead`. Salts are no part of it: they belong to the nonce.
-    pub fn new(aead: Aead, suite: AeadSuite, key: &[u8]) -> Result<Self, KeyLengthError> {
+    /// Expands `key` for `aead`, with the salt of its nonces (RFC 4106 §8.1), and for packets whose numbers are extended or
+    /// not.
+    pub fn new(
+        aead: Aead,
+        suite: AeadSuite,
+        (key, salt): (&[u8], [u8; SALT_BYTES]),
+        esn: Esn,
+    ) -> Result<Self, KeyLengthError> {
+        let aad_bytes = match esn {
+            Esn::On => 12,
+            Esn::Off => 8,
+        };
+        Self::with_aad_bytes(aead, suite, (key, salt), aad_bytes)
+    }
+
+    /// The same for associated data of any length up to [`AAD_BYTES_MAX`].
+    fn with_aad_bytes(
+        aead: Aead,
+        suite: AeadSuite,
+        (key, salt): (&[u8], [u8; SALT_BYTES]),
+        aad_bytes: usize,
+    ) -> Result<Self, KeyLengthError> {
         let wrong_length = KeyLengthError {
             suite,
             got: key.len(),
@@ -183,15 +274,15 @@ impl AeadKey {
             (_, suite) if key.len() != suite.key_bytes() => None,
             #[cfg(target_arch = "x86_64")]
             (Implementation::Avx512, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
-                x86::Key::new(key).map(|key| Expanded::Avx512(Box::new(key)))
+                x86::Key::new(key, salt, aad_bytes).map(|key| Expanded::Avx512(Box::new(key)))
             }
             #[cfg(target_arch = "x86_64")]
             (Implementation::Vaes256, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
-                x86::Key::new(key).map(|key| Expanded::Vaes256(Box::new(key)))
+                x86::Key::new(key, salt, aad_bytes).map(|key| Expanded::Vaes256(Box::new(key)))
             }
             #[cfg(target_arch = "x86_64")]
             (Implementation::AesNi, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
-                x86::Key::new(key).map(|key| Expanded::AesNi(Box::new(key)))
+                x86::Key::new(key, salt, aad_bytes).map(|key| Expanded::AesNi(Box::new(key)))
             }
             (Implementation::Portable, AeadSuite::Aes128Gcm16) => {
                 portable::Key::aes128(key).map(|key| Expanded::Portable(Box::new(key)))
@@ -202,14 +293,40 @@ impl AeadKey {
             (_, AeadSuite::ChaCha20Poly1305) => chacha::Key::new(key).map(Expanded::ChaCha),
         };
         expanded
-            .map(|expanded| Self { suite, expanded })
+            .map(|expanded| Self {
+                suite,
+                aad_bytes: aad_bytes.min(AAD_BYTES_MAX),
+                salt: Zeroizing::new(salt),
+                expanded,
+            })
             .ok_or(wrong_length)
     }
 
     /// Expands the key of an SA.
-    pub fn from_material(aead: Aead, material: &KeyMaterial) -> Self {
-        Self::new(aead, material.suite(), material.dangerous_key())
+    pub fn from_material(aead: Aead, material: &KeyMaterial, esn: Esn) -> Self {
+        let secret = (material.dangerous_key(), material.dangerous_salt());
+        Self::new(aead, material.suite(), secret, esn)
             .expect("key material has its suite's length by construction")
+    }
+
+    /// Salt and IV (RFC 4106 §4, RFC 7634 §2).
+    fn nonce(&self, header: &[u8; HEADER_BYTES]) -> [u8; NONCE_BYTES] {
+        let mut nonce = [0; NONCE_BYTES];
+        nonce[..SALT_BYTES].copy_from_slice(&*self.salt);
+        nonce[SALT_BYTES..].copy_from_slice(&header[8..]);
+        nonce
+    }
+
+    /// SPI and number (RFC 4106 §5, RFC 7634 §2.1), of which the first [`AeadKey::aad_bytes`] count.
+    fn associated_data(&self, header: &[u8; HEADER_BYTES], job: &Job) -> [u8; AAD_BYTES_MAX] {
+        let mut aad = [0; AAD_BYTES_MAX];
+        aad[..8].copy_from_slice(&header[..8]);
+        if self.aad_bytes > 8 {
+            aad[4..8].copy_from_slice(&job.high.to_be_bytes());
+            aad[8..12].copy_from_slice(&header[4..8]);
+            aad[12..].copy_from_slice(&job.more.to_be_bytes());
+        }
+        aad
     }
 
     /// Which AEAD it is for.
@@ -233,10 +350,11 @@ impl AeadKey {
         }
     }
 
-    /// How many of `jobs`, from the first on, belong to one run: vector kernels mix keys, the
-    /// others take one key at a time.
-    fn run_length(&self, jobs: &[Job<'_>]) -> usize {
-        jobs.iter().take_while(|job| self.same_run(job.key)).count()
+    /// How many of `keys`, from the first on, go together: vector kernels mix keys, the others take one key at a time.
+    fn run_length(&self, keys: &[Keyed<'_>]) -> usize {
+        keys.iter()
+            .take_while(|keyed| self.same_run(keyed.key))
+            .count()
     }
 
     fn same_run(&self, other: &Self) -> bool {

@@ -138,16 +138,36 @@ fn bytes(hex: &str) -> Vec<u8> {
         .collect()
 }
 
-fn job<'k>(key: &'k AeadKey, nonce: &[u8], aad: &[u8], payload: Range<usize>) -> Job<'k> {
-    let mut padded = [0; 16];
+/// A packet as published vectors describe it: any nonce, and any AAD of up to 16 bytes.
+pub(super) struct Spelled {
+    /// What lies before the payload.
+    pub header: [u8; HEADER_BYTES],
+    /// The rest of the AAD, for a payload that lies nowhere yet.
+    pub job: Job,
+    pub salt: [u8; SALT_BYTES],
+}
+
+/// Lays nonce and AAD out as ESP does. What no byte of the AAD is for is filled, and must not matter.
+pub(super) fn spelled(nonce: &[u8], aad: &[u8]) -> Spelled {
+    let mut padded = [0xb7; AAD_BYTES_MAX];
     padded[..aad.len()].copy_from_slice(aad);
-    Job {
-        key,
-        nonce: nonce.try_into().unwrap(),
-        aad: padded,
-        aad_bytes: aad.len() as u8,
-        payload,
-        ok: false,
+    let word = |at: usize| -> [u8; 4] { padded[at..at + 4].try_into().unwrap() };
+    let (number, high) = if aad.len() > 8 {
+        (word(8), word(4))
+    } else {
+        (word(4), word(8))
+    };
+    Spelled {
+        header: [&word(0), &number, &nonce[SALT_BYTES..]]
+            .concat()
+            .try_into()
+            .unwrap(),
+        job: Job {
+            high: u32::from_be_bytes(high),
+            more: u32::from_be_bytes(word(12)),
+            ..Job::default()
+        },
+        salt: nonce[..SALT_BYTES].try_into().unwrap(),
     }
 }
 
@@ -155,28 +175,36 @@ fn job<'k>(key: &'k AeadKey, nonce: &[u8], aad: &[u8], payload: Range<usize>) ->
 fn published_vectors_are_reproduced_both_ways() {
     for aead in Aead::all() {
         for vector in VECTORS {
-            let (plain, sealed) = (bytes(vector.plain), bytes(vector.sealed));
-            let key = AeadKey::new(aead, vector.suite, &bytes(vector.key)).unwrap();
-            let mut arena = plain.clone();
-            arena.resize(sealed.len(), 0xee);
-            let mut jobs = [job(
-                &key,
-                &bytes(vector.nonce),
-                &bytes(vector.aad),
-                0..plain.len(),
-            )];
-            aead.seal(&mut Arena::over(&mut arena), &mut jobs);
-            assert!(jobs[0].ok && arena == sealed, "{}", vector.source);
-            aead.open(&mut Arena::over(&mut arena), &mut jobs);
-            assert!(jobs[0].ok, "{}", vector.source);
-            assert_eq!(arena[..plain.len()], plain, "{}", vector.source);
+            let (plain, sealed, aad) =
+                (bytes(vector.plain), bytes(vector.sealed), bytes(vector.aad));
+            let Spelled { header, job, salt } = spelled(&bytes(vector.nonce), &aad);
+            let secret = bytes(vector.key);
+            let key =
+                AeadKey::with_aad_bytes(aead, vector.suite, (&secret, salt), aad.len()).unwrap();
+            let mut arena = [&header[..], &plain, &[0xee; ICV_BYTES]].concat();
+            let jobs = [Job {
+                start: 16,
+                bytes: plain.len() as u32,
+                ..job
+            }];
+            let keys = [Keyed { key: &key, end: 1 }];
+            let done = aead.seal(&mut Arena::over(&mut arena), &keys, &jobs);
+            assert!(
+                done.has(0) && arena[16..] == sealed && arena[..16] == header,
+                "{}",
+                vector.source
+            );
+            let done = aead.open(&mut Arena::over(&mut arena), &keys, &jobs);
+            assert!(done.has(0), "{}", vector.source);
+            assert_eq!(arena[16..16 + plain.len()], plain, "{}", vector.source);
         }
     }
 }
 
 #[test]
 fn a_wrong_key_length_is_refused_with_the_right_one() {
-    let error = AeadKey::new(Aead::portable(), Aes256Gcm16, &[1; 16]).unwrap_err();
+    let secret = (&[1; 16][..], [2; 4]);
+    let error = AeadKey::new(Aead::portable(), Aes256Gcm16, secret, Esn::On).unwrap_err();
     assert_eq!(
         error.to_string(),
         "a key for aes256gcm16 has 32 bytes, got 16"
@@ -185,57 +213,161 @@ fn a_wrong_key_length_is_refused_with_the_right_one() {
 
 #[test]
 fn debug_shows_no_key() {
-    let key = AeadKey::new(Aead::detect(), Aes128Gcm16, &[0xab; 16]).unwrap();
+    let secret = (&[0xab; 16][..], [0xab; 4]);
+    let key = AeadKey::new(Aead::detect(), Aes128Gcm16, secret, Esn::On).unwrap();
     assert_eq!(format!("{key:?}"), "AeadKey(aes128gcm16, [redacted])");
+}
+
+fn key(aead: Aead, suite: AeadSuite, byte: u8, esn: Esn) -> AeadKey {
+    AeadKey::new(
+        aead,
+        suite,
+        (&vec![byte; suite.key_bytes()], [byte; 4]),
+        esn,
+    )
+    .unwrap()
+}
+
+fn job(start: usize, bytes: usize) -> Job {
+    Job {
+        start: start as u32,
+        bytes: bytes as u32,
+        ..Job::default()
+    }
+}
+
+/// Seals or opens jobs of one key.
+fn with(key: &AeadKey, seal: bool, arena: &mut [u8], jobs: &[Job]) -> Done {
+    let (aead, keys) = (
+        Aead::detect(),
+        [Keyed {
+            key,
+            end: jobs.len(),
+        }],
+    ); // the key knows how
+    let arena = &mut Arena::over(arena);
+    if seal {
+        aead.seal(arena, &keys, jobs)
+    } else {
+        aead.open(arena, &keys, jobs)
+    }
 }
 
 #[test]
 fn a_job_beyond_the_arena_fails_and_touches_nothing() {
+    const ARENA_BYTES: usize = 48;
     for aead in Aead::all() {
         for suite in AeadSuite::ALL {
-            let key = AeadKey::new(aead, suite, &vec![7; suite.key_bytes()]).unwrap();
-            let ranges = [
-                0..17,
-                33..40,
-                usize::MAX - 8..usize::MAX - 4,
-                usize::MAX - 8..usize::MAX,
+            let key = key(aead, suite, 7, Esn::Off);
+            let max = u32::MAX as usize;
+            let wrong = [
+                (0, 0),
+                (15, 1),  // no room for the header
+                (16, 17), // none for the ICV
+                (33, 0),
+                (49, 7),
+                (max, 0),
+                (max - 8, 4),
+                (max - 8, 8),
+                (16, max),
+                (16, max - 16),
+                (16, max - 31),
+                (max, max),
             ];
-            let mut jobs = ranges.map(|payload| job(&key, &[0; 12], &[0; 8], payload));
-            let mut arena = [0x55; 32];
-            aead.seal(&mut Arena::over(&mut arena), &mut jobs);
-            assert!(jobs.iter().all(|job| !job.ok) && arena == [0x55; 32]);
-            aead.open(&mut Arena::over(&mut arena), &mut jobs);
-            assert!(jobs.iter().all(|job| !job.ok) && arena == [0x55; 32]);
+            let jobs = wrong.map(|(start, bytes)| job(start, bytes));
+            for count in 1..=jobs.len() {
+                let mut arena = [0x55; ARENA_BYTES];
+                for seal in [true, false] {
+                    assert_eq!(
+                        with(&key, seal, &mut arena, &jobs[..count]),
+                        Done::default()
+                    );
+                    assert_eq!(
+                        with(&key, seal, &mut arena[..count], &jobs),
+                        Done::default()
+                    );
+                    assert_eq!(arena, [0x55; ARENA_BYTES]);
+                }
+            }
+            assert!(with(&key, true, &mut [0; ARENA_BYTES], &[job(16, 16)]).has(0));
         }
     }
 }
 
 #[test]
-fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
+fn a_job_without_a_key_is_not_done_and_one_past_the_limit_neither() {
     for aead in Aead::all() {
         for suite in AeadSuite::ALL {
-            let key = AeadKey::new(aead, suite, &vec![9; suite.key_bytes()]).unwrap();
-            let plain = [0xa5; 40];
-            let mut sealed = plain.to_vec();
-            sealed.resize(56, 0);
-            aead.seal(
-                &mut Arena::over(&mut sealed),
-                &mut [job(&key, &[3; 12], &[4; 12], 0..40)],
-            );
-            for bit in 0..sealed.len() * 8 {
-                let mut arena = sealed.clone();
-                arena[bit / 8] ^= 1 << (bit % 8);
-                let ciphertext = arena.clone();
-                let mut jobs = [job(&key, &[3; 12], &[4; 12], 0..40)];
-                aead.open(&mut Arena::over(&mut arena), &mut jobs);
-                assert!(!jobs[0].ok, "bit {bit}");
-                let left = &arena[..40];
-                assert!(left == &ciphertext[..40] || left == [0; 40], "bit {bit}");
+            let key = key(aead, suite, 7, Esn::Off);
+            let jobs: Vec<Job> = (0..JOBS_MAX + 6).map(|i| job(16 + 40 * i, 20)).collect();
+            for ends in [
+                &[][..],
+                &[0],
+                &[5],
+                &[5, 3, 9],
+                &[64],
+                &[65],
+                &[99],
+                &[70, 5, 80],
+            ] {
+                let keys: Vec<_> = ends
+                    .iter()
+                    .map(|end| Keyed {
+                        key: &key,
+                        end: *end,
+                    })
+                    .collect();
+                let mut arena = vec![0x55; 16 + 40 * jobs.len()];
+                let done = aead.seal(&mut Arena::over(&mut arena), &keys, &jobs);
+                let with_key = ends.iter().copied().max().unwrap_or(0).min(JOBS_MAX);
+                for (i, packet) in arena[16..].chunks(40).enumerate() {
+                    assert_eq!(done.has(i), i < with_key);
+                    assert_eq!(packet[..20] != [0x55; 20], i < with_key);
+                }
             }
-            for (nonce, aad) in [([2; 12], [4; 12]), ([3; 12], [5; 12])] {
-                let mut jobs = [job(&key, &nonce, &aad, 0..40)];
-                aead.open(&mut Arena::over(&mut sealed.clone()), &mut jobs);
-                assert!(!jobs[0].ok);
+        }
+    }
+}
+
+#[test]
+fn bits_of_what_is_done() {
+    let done = Done(0b1011);
+    assert!(done.has_all(0..2) && done.has_all(3..4) && done.has_all(7..7));
+    assert!(!done.has_all(0..3) && !done.has_all(0..64) && !done.has(2) && !done.has(64));
+    assert!(!Done(u64::MAX).has_all(0..65) && Done(u64::MAX).has_all(0..64));
+    assert!(done.with(2).has_all(0..4));
+}
+
+#[test]
+fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
+    const BYTES: usize = 16 + 40 + ICV_BYTES;
+    for aead in Aead::all() {
+        for suite in AeadSuite::ALL {
+            for esn in [Esn::On, Esn::Off] {
+                let key = key(aead, suite, 9, esn);
+                let jobs = [Job {
+                    high: 3,
+                    ..job(16, 40)
+                }];
+                let mut sealed = [0xa5; BYTES];
+                assert!(with(&key, true, &mut sealed, &jobs).has(0));
+                // SPI, number and IV as well.
+                for bit in 0..sealed.len() * 8 {
+                    let mut arena = sealed;
+                    arena[bit / 8] ^= 1 << (bit % 8);
+                    let ciphertext = arena;
+                    assert!(!with(&key, false, &mut arena, &jobs).has(0), "bit {bit}");
+                    let left = &arena[16..56];
+                    assert!(left == &ciphertext[16..56] || left == [0; 40], "bit {bit}");
+                }
+                for bit in 0..32 {
+                    let other_high = [Job {
+                        high: 3 ^ 1 << bit,
+                        ..jobs[0]
+                    }];
+                    let opened = with(&key, false, &mut sealed.clone(), &other_high).has(0);
+                    assert_eq!(opened, esn == Esn::Off, "bit {bit} of the high half");
+                }
             }
         }
     }
@@ -244,27 +376,19 @@ fn one_flipped_bit_anywhere_is_noticed_and_leaves_no_plaintext() {
 /// A comparison of less than all bits would let one of these through; four abreast are compared at once.
 #[test]
 fn each_bit_of_each_tag_of_four_counts_for_its_own_packet() {
+    const STRIDE: usize = 16 + 68 + ICV_BYTES;
     for aead in Aead::all() {
-        let key = AeadKey::new(aead, Aes128Gcm16, &[9; 16]).unwrap();
-        let jobs = || {
-            [0, 1, 2, 3].map(|i| {
-                job(
-                    &key,
-                    &[i; 12],
-                    &[4; 8],
-                    usize::from(i) * 84..usize::from(i) * 84 + 68,
-                )
-            })
-        };
-        let mut sealed = [0xa5; 4 * 84];
-        aead.seal(&mut Arena::over(&mut sealed), &mut jobs());
+        let key = key(aead, Aes128Gcm16, 9, Esn::On);
+        let jobs = [0, 1, 2, 3].map(|i| job(16 + i * STRIDE, 68));
+        let mut sealed = [0xa5; 4 * STRIDE];
+        assert!(with(&key, true, &mut sealed, &jobs).has_all(0..4));
         for (packet, bit) in (0..4).flat_map(|packet| (0..128).map(move |bit| (packet, bit))) {
             let mut arena = sealed;
-            arena[packet * 84 + 68 + bit / 8] ^= 1 << (bit % 8);
-            let mut jobs = jobs();
-            aead.open(&mut Arena::over(&mut arena), &mut jobs);
-            let ok = [0, 1, 2, 3].map(|i| i != packet);
-            assert_eq!(jobs.map(|job| job.ok), ok, "{} bit {bit}", aead.name());
+            arena[packet * STRIDE + 16 + 68 + bit / 8] ^= 1 << (bit % 8);
+            let opened = with(&key, false, &mut arena, &jobs);
+            for i in 0..4 {
+                assert_eq!(opened.has(i), i != packet, "{} bit {bit}", aead.name());
+            }
         }
     }
 }
@@ -279,41 +403,39 @@ proptest! {
         damaged in any::<proptest::sample::Index>(),
     ) {
         let run = |aead: Aead| {
+            let esn = |index: usize| if index.is_multiple_of(2) { Esn::On } else { Esn::Off };
             let keys: Vec<_> = AeadSuite::ALL
                 .iter()
-                .map(|suite| {
-                    AeadKey::new(aead, *suite, &vec![seed | 1; suite.key_bytes()]).unwrap()
-                })
+                .flat_map(|suite| [0, 1].map(|index| key(aead, *suite, seed | 1, esn(index))))
                 .collect();
             let mut arena = vec![seed; lengths.iter().map(|length| length + 40).sum()];
-            let mut jobs = Vec::new();
-            let mut at = 5;
+            let (mut jobs, mut keyed) = (Vec::new(), Vec::new());
+            let mut at = 16;
             for (index, length) in lengths.iter().enumerate() {
-                let key = &keys[(index + usize::from(seed)) % 3];
-                let aad = if index % 2 == 0 { &[index as u8; 8][..] } else { &[index as u8; 12][..] };
-                jobs.push(job(key, &[index as u8; 12], aad, at..at + length));
+                let key = &keys[(index + usize::from(seed)) % keys.len()];
+                keyed.push(Keyed { key, end: index + 1 });
+                jobs.push(Job { high: index as u32, ..job(at, *length) });
                 at += length + 40;
             }
-            aead.seal(&mut Arena::over(&mut arena), &mut jobs);
+            let _ = aead.seal(&mut Arena::over(&mut arena), &keyed, &jobs);
             let sealed = arena.clone();
             let damaged = damaged.index(jobs.len());
-            arena[jobs[damaged].payload.end] ^= 1;
-            aead.open(&mut Arena::over(&mut arena), &mut jobs);
-            let ok: Vec<_> = jobs.iter().map(|job| job.ok).collect();
-            (sealed, arena, ok, damaged)
+            arena[(jobs[damaged].start + jobs[damaged].bytes) as usize] ^= 1;
+            let done = aead.open(&mut Arena::over(&mut arena), &keyed, &jobs);
+            (sealed, arena, done, damaged)
         };
-        let (sealed, opened, ok, damaged) = run(Aead::detect());
-        let (expected_sealed, _, expected_ok, _) = run(Aead::portable());
+        let (sealed, opened, done, damaged) = run(Aead::detect());
+        let (expected_sealed, _, expected_done, _) = run(Aead::portable());
         prop_assert_eq!(&sealed, &expected_sealed);
-        prop_assert_eq!(&ok, &expected_ok);
+        prop_assert_eq!(&done, &expected_done);
         let mut at = 0;
         for (index, length) in lengths.iter().enumerate() {
-            prop_assert_eq!(ok[index], index != damaged);
-            prop_assert_eq!(&opened[at..at + 5], &[seed; 5]);
+            prop_assert_eq!(done.has(index), index != damaged);
+            prop_assert_eq!(&opened[at..at + 16], &[seed; 16]);
             if index != damaged {
-                prop_assert_eq!(&opened[at + 5..at + 5 + length], &vec![seed; *length][..]);
+                prop_assert_eq!(&opened[at + 16..at + 16 + length], &vec![seed; *length][..]);
             }
-            prop_assert_eq!(&opened[at + 5 + length + 16..at + length + 40], &[seed; 19]);
+            prop_assert_eq!(&opened[at + 16 + length + 16..at + length + 40], &[seed; 8]);
             at += length + 40;
         }
     }

@@ -7,10 +7,9 @@
 //!        look only                                      take the number    next header
 //! ```
 
-use super::{associated_data, job};
 use crate::{
     Arena,
-    aead::{Aead, ICV_BYTES, Job},
+    aead::{Aead, Done, ICV_BYTES, Job, Keyed},
     sad::{InboundEntry, InboundSa},
     sequence::infer,
     wire::{
@@ -64,12 +63,12 @@ impl Sealed {
     /// Looks at the window and answers what the AEAD is to do. The ESP packet is number `at` of its chunk, and lies at `place`
     /// in the arena.
     #[inline]
-    pub fn check<'t>(
-        sa: &'t InboundSa,
+    pub fn check(
+        sa: &InboundSa,
         esp: &Esp<'_>,
         at: u8,
         place: &Range<usize>,
-    ) -> Result<(Self, Job<'t>), DropReason> {
+    ) -> Result<(Self, Job), DropReason> {
         let low = esp.sequence_low();
         let head = sa.window.head();
         let number = match sa.esn {
@@ -79,57 +78,63 @@ impl Sealed {
             }
         };
         sa.window.check_below(head, number)?;
-        let payload = place.start + BEFORE_PAYLOAD_BYTES..place.end - ICV_BYTES;
-        let numbered = (sa.id.spi, sa.esn, number);
-        let job = job(&sa.key, sa.salt, esp.iv(), numbered, payload);
+        let job = Job {
+            start: (place.start + BEFORE_PAYLOAD_BYTES) as u32,
+            bytes: esp.encrypted_bytes() as u32,
+            high: (number >> 32) as u32,
+            more: 0,
+        };
         Ok((Self { number, at }, job))
     }
 
     /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303
     /// Appendix A3). `ciphertext` is what was in the job's place, payload and ICV, before it was
-    /// opened.
+    /// opened. Answers whether one was right.
     pub fn resynchronise(
         &mut self,
         sa: &InboundSa,
         aead: Aead,
         arena: &mut Arena<'_>,
-        job: &mut Job<'_>,
+        mut job: Job,
         ciphertext: &[u8],
-    ) {
+    ) -> bool {
         for beyond in 1..=HIGH_HALVES_TRIED {
             let number = self.number.saturating_add(beyond << 32);
-            let place = arena.get_mut(job.payload.start..job.payload.end + ICV_BYTES);
+            let start = job.start as usize;
+            let place = arena.get_mut(start..start + job.bytes as usize + ICV_BYTES);
             let (Some(place), true) = (place, number <= Esn::On.last_sequence()) else {
-                return;
+                return false;
             };
             if place.len() != ciphertext.len() {
-                return;
+                return false;
             }
             place.copy_from_slice(ciphertext);
-            (job.aad, job.aad_bytes) = associated_data(sa.id.spi, sa.esn, number);
-            aead.open(arena, std::slice::from_mut(job));
-            if job.ok {
+            job.high = (number >> 32) as u32;
+            let key = &sa.key;
+            if aead.open(arena, &[Keyed { key, end: 1 }], &[job]).has(0) {
                 self.number = number;
-                return;
+                return true;
             }
         }
+        false
     }
 }
 
 impl<'t, 's> Authentic<'t, 's> {
-    /// Only with the right ICV does a packet of the SA go on; where others are is told. The jobs are those of the packets.
+    /// Only with the right ICV does a packet of the SA go on; where others are is told. The packets are those at `jobs` of
+    /// what was opened.
     #[inline]
     pub fn of_run(
         entry: &'t InboundEntry,
         packets: &'s mut [Sealed],
-        jobs: &[Job<'_>],
+        (opened, jobs): (Done, Range<usize>),
         refused: impl FnMut(u8),
     ) -> Self {
-        let all = packets.len() == jobs.len() && jobs.iter().all(|job| job.ok);
+        let all = packets.len() == jobs.len() && opened.has_all(jobs.clone());
         let kept = if all {
             packets.len()
         } else {
-            keep_authentic(&entry.sa, packets, jobs, refused)
+            keep_authentic(&entry.sa, packets, (opened, jobs), refused)
         };
         Self {
             entry,
@@ -161,12 +166,12 @@ impl<'t, 's> Authentic<'t, 's> {
 fn keep_authentic(
     sa: &InboundSa,
     packets: &mut [Sealed],
-    jobs: &[Job<'_>],
+    (opened, jobs): (Done, Range<usize>),
     mut refused: impl FnMut(u8),
 ) -> usize {
     let mut kept = 0;
-    for index in 0..packets.len() {
-        if jobs.get(index).is_some_and(|job| job.ok) {
+    for (index, job) in (0..packets.len()).zip(jobs) {
+        if opened.has(job) {
             packets.swap(kept, index); // those between are refused, whatever their order
             kept += 1;
         } else {

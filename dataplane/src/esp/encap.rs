@@ -1,14 +1,12 @@
 //! Outbound: puts ESP header, IV, padding and trailer around an inner packet, in place.
 
-use super::job;
 use crate::{
-    AeadKey, Arena, PacketBuf,
+    Arena, PacketBuf,
     aead::{ICV_BYTES, Job},
     tables::Sender,
     tunnel::{BEFORE_BYTES, OuterHeader, Outside},
     wire::esp::{BEFORE_PAYLOAD_BYTES, TRAILER_BYTES},
 };
-use esplane_api::{Esn, Spi};
 
 /// Bytes of padding that bring payload and trailer to a multiple of four (RFC 4303 §2.4).
 const fn padding_bytes(payload_bytes: usize) -> usize {
@@ -50,22 +48,13 @@ const TRAILERS: [[u8; 8]; 4] = [
 /// What the packets of one run have in common.
 pub(crate) struct Encap<'k> {
     header: &'k OuterHeader,
-    key: &'k AeadKey,
-    salt: [u8; 4],
-    spi: Spi,
-    esn: Esn,
 }
 
 impl<'k> Encap<'k> {
     /// Of packets that leave with this SA.
     pub fn new(sender: &'k Sender) -> Self {
-        let sa = &*sender.sa;
         Self {
             header: &sender.header,
-            key: &sa.key,
-            salt: sa.salt,
-            spi: sa.id.spi,
-            esn: sa.sequence.esn(),
         }
     }
 
@@ -79,7 +68,7 @@ impl<'k> Encap<'k> {
         packet: &mut PacketBuf,
         (payload_bytes, next_header): (usize, u8),
         number: u64,
-    ) -> Option<Job<'k>> {
+    ) -> Option<Job> {
         let start = packet.data_range().start;
         let first = start.checked_sub(HEADERS + BEFORE_PAYLOAD_BYTES)?;
         let padding = padding_bytes(payload_bytes);
@@ -104,9 +93,12 @@ impl<'k> Encap<'k> {
         *behind.first_chunk_mut()? = trailer.to_le_bytes();
         packet.set_edges(first as u32, (icv + ICV_BYTES) as u32);
 
-        let numbered = (self.spi, self.esn, number);
-        let iv = number.to_be_bytes();
-        Some(job(self.key, self.salt, iv, numbered, start..icv))
+        Some(Job {
+            start: start as u32,
+            bytes: (icv - start) as u32,
+            high: (number >> 32) as u32,
+            more: 0,
+        })
     }
 
     #[cold]

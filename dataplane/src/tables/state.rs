@@ -472,8 +472,7 @@ impl Outbound {
     ) -> Self {
         let sa = OutboundSa {
             id: params.id(),
-            key: AeadKey::from_material(context.aead, &params.key),
-            salt: params.key.dangerous_salt(),
+            key: AeadKey::from_material(context.aead, &params.key, params.esn),
             sequence,
             usage: Usage::new(params.lifetime, context.now),
         };
@@ -512,8 +511,7 @@ impl Inbound {
         let fresh = || Arc::new(ReplayWindow::new(params.window, head));
         let sa = InboundSa {
             id: params.id(),
-            key: AeadKey::from_material(context.aead, &params.key),
-            salt: params.key.dangerous_salt(),
+            key: AeadKey::from_material(context.aead, &params.key, params.esn),
             esn: params.esn,
             window: window.unwrap_or_else(fresh),
             in_udp: params.path.encap().is_some(),

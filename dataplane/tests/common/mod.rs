@@ -382,18 +382,13 @@ pub fn ipv4_checksum(header: &[u8]) -> u16 {
 /// Seals whatever it is told to, right or wrong: a peer that knows the key of [`Scene::inbound`].
 pub struct Forger {
     key: AeadKey,
-    salt: [u8; 4],
-    esn: Esn,
     spi: u32,
 }
 
 impl Forger {
     pub fn new(scene: &Scene, spi: u32, key: u8) -> Self {
-        let material = scene.key(key);
         Self {
-            key: AeadKey::from_material(Aead::portable(), &material),
-            salt: material.dangerous_salt(),
-            esn: scene.esn,
+            key: AeadKey::from_material(Aead::portable(), &scene.key(key), scene.esn),
             spi,
         }
     }
@@ -405,30 +400,18 @@ impl Forger {
         packet.extend([0xaa; 8]); // a peer may choose any IV
         packet.extend(encrypted);
         packet.extend([0; 16]);
-        let mut aad = [0; 16];
-        aad[..4].copy_from_slice(&self.spi.to_be_bytes());
-        let aad_bytes = match self.esn {
-            Esn::On => {
-                aad[4..12].copy_from_slice(&number.to_be_bytes());
-                12
-            }
-            Esn::Off => {
-                aad[4..8].copy_from_slice(&(number as u32).to_be_bytes());
-                8
-            }
+        let job = aead::Job {
+            start: 16,
+            bytes: encrypted.len() as u32,
+            high: (number >> 32) as u32,
+            more: 0,
         };
-        let mut nonce = [0xaa; 12];
-        nonce[..4].copy_from_slice(&self.salt);
-        let mut jobs = [aead::Job {
+        let keys = [aead::Keyed {
             key: &self.key,
-            nonce,
-            aad,
-            aad_bytes,
-            payload: 16..16 + encrypted.len(),
-            ok: false,
+            end: 1,
         }];
-        Aead::portable().seal(&mut Arena::over(&mut packet), &mut jobs);
-        assert!(jobs[0].ok);
+        let sealed = Aead::portable().seal(&mut Arena::over(&mut packet), &keys, &[job]);
+        assert!(sealed.has(0));
         packet
     }
 

@@ -14,13 +14,13 @@ use super::{
     measure::{Clock, Measured},
     scene::{PACKETS, Scene, Setting, Size},
 };
-use esplane_api::{AeadSuite, IpPrefix, Now, SaEvent, SelectorPair, TunnelId, WindowSize};
+use esplane_api::{AeadSuite, Esn, IpPrefix, Now, SaEvent, SelectorPair, TunnelId, WindowSize};
 use esplane_control_noise::{
     Engine, Initiate, LoadPolicy, NodeConfig, Output, PeerConfig, StaticSecretKey,
 };
 use esplane_dataplane::{
     Aead, AeadKey, Arena, HEADROOM_BYTES, Inbound, Outbound, OuterHeaders,
-    aead::Job,
+    aead::{Job, Keyed},
     replay::ReplayWindow,
     spd::{Decision, Rule, Spd},
     wire::Flow,
@@ -261,49 +261,48 @@ fn there_and_back(clock: &Clock, scene: Scene) -> Measured {
 }
 
 fn aead_alone(aead: Aead, clock: &Clock, suite: AeadSuite, size: Size, open: bool) -> Measured {
-    let Ok(key) = AeadKey::new(aead, suite, &vec![7; suite.key_bytes()]) else {
+    let secret = (&vec![7; suite.key_bytes()][..], [7; 4]);
+    let Ok(key) = AeadKey::new(aead, suite, secret, Esn::On) else {
         panic!("a key of the right length is refused")
     };
+    let keys = [Keyed {
+        key: &key,
+        end: PACKETS,
+    }];
     let frame = (HEADROOM_BYTES + size.largest() + 64).next_multiple_of(64);
-    let mut arena = vec![0xa5; frame * PACKETS];
-    let mut jobs: Vec<Job<'_>> = (0..PACKETS)
+    let mut memory = vec![0xa5; frame * PACKETS];
+    let jobs: Vec<Job> = (0..PACKETS)
         .map(|index| {
             let start = index * frame + HEADROOM_BYTES;
-            let mut nonce = [0; 12];
-            nonce[4..].copy_from_slice(&(index as u64).to_be_bytes());
+            memory[start - 8..start].copy_from_slice(&(index as u64).to_be_bytes());
             Job {
-                key: &key,
-                nonce,
-                aad: [3; 16],
-                aad_bytes: 8,
-                payload: start..start + size.of(index),
-                ok: false,
+                start: start as u32,
+                bytes: size.of(index) as u32,
+                ..Job::default()
             }
         })
         .collect();
-    jobs.iter_mut().for_each(|job| job.aad[8..].fill(0));
-    if !open {
-        return clock.measure(
-            PACKETS,
-            || (),
-            |()| aead.seal(&mut Arena::over(black_box(&mut arena)), &mut jobs),
-        );
-    }
-    aead.seal(&mut Arena::over(&mut arena), &mut jobs);
-    let (sealed, jobs) = (arena.clone(), std::cell::RefCell::new(jobs));
-    let arena = std::cell::RefCell::new(arena);
+    let done = std::cell::Cell::new(aead.seal(&mut Arena::over(&mut memory), &keys, &jobs));
+    let (sealed, memory) = (memory.clone(), std::cell::RefCell::new(memory));
     let measured = clock.measure(
         PACKETS,
-        || arena.borrow_mut().copy_from_slice(&sealed),
+        || {
+            if open {
+                memory.borrow_mut().copy_from_slice(&sealed)
+            }
+        },
         |()| {
-            aead.open(
-                &mut Arena::over(black_box(&mut arena.borrow_mut())),
-                &mut jobs.borrow_mut(),
-            )
+            let mut memory = memory.borrow_mut();
+            let arena = &mut Arena::over(black_box(&mut memory));
+            done.set(if open {
+                aead.open(arena, &keys, black_box(&jobs))
+            } else {
+                aead.seal(arena, &keys, black_box(&jobs))
+            });
         },
     );
     assert!(
-        jobs.borrow().iter().all(|job| job.ok),
+        done.get().has_all(0..PACKETS),
         "the AEAD refuses what it has sealed"
     );
     measured

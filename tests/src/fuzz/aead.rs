@@ -1,12 +1,12 @@
-//! The AEAD's kernels: a run of packets of any sizes, places, nonces, and keys. Each implementation must seal as the portable
+//! The AEAD's kernels: a run of packets of any sizes, places, numbers, and keys. Each implementation must seal as the portable
 //! one does, touch nothing beside the packets, open what it has sealed, and refuse what was changed.
 
-use esplane_api::AeadSuite;
+use esplane_api::{AeadSuite, Esn};
 use esplane_dataplane::{
     Aead, AeadKey, Arena,
-    aead::{ICV_BYTES, Job},
+    aead::{Done, ICV_BYTES, Job, Keyed},
 };
-use std::sync::Once;
+use std::{ops::Range, sync::Once};
 
 /// AVX-512 against the portable implementation.
 pub fn aead_avx512(data: &[u8]) {
@@ -30,7 +30,10 @@ pub fn aead_portable(data: &[u8]) {
 
 const PACKETS_MAX: usize = 12;
 const PAYLOAD_BYTES_MAX: u16 = 2100;
-const KEYS: usize = 3;
+/// Each with and without extended numbers.
+const KEYS: usize = 6;
+/// SPI, number, IV.
+const HEADER_BYTES: usize = 16;
 
 /// A run as the input spells it: which packet and bit to break, how many packets, then those.
 struct Run {
@@ -41,11 +44,14 @@ struct Run {
 
 struct Packet {
     key: usize,
-    nonce: [u8; 12],
-    aad: [u8; 16],
-    aad_bytes: u8,
-    start: usize,
-    bytes: usize,
+    header: [u8; HEADER_BYTES],
+    job: Job,
+}
+
+impl Packet {
+    fn payload(&self) -> Range<usize> {
+        self.job.start as usize..(self.job.start + self.job.bytes) as usize
+    }
 }
 
 fn against_portable(name: &'static str, data: &[u8]) {
@@ -66,40 +72,43 @@ fn against_portable(name: &'static str, data: &[u8]) {
     let keys = |aead| -> Vec<AeadKey> { (0..KEYS).map(|i| key(aead, i, secrets)).collect() };
     let (ours, oracle) = (keys(aead), keys(Aead::portable()));
 
+    let count = run.packets.len();
     let mut sealed = run.arena.clone();
-    let mut jobs = run.jobs(&ours);
-    aead.seal(&mut Arena::over(&mut sealed), &mut jobs);
-    assert!(jobs.iter().all(|job| job.ok), "a packet was not sealed");
+    let done = run.crypt(aead, true, &ours, &mut sealed);
+    assert!(done.has_all(0..count), "a packet was not sealed");
     let mut expected = run.arena.clone();
-    Aead::portable().seal(&mut Arena::over(&mut expected), &mut run.jobs(&oracle));
-    assert!(sealed == expected, "{name} seals differently");
+    let done = run.crypt(Aead::portable(), true, &oracle, &mut expected);
+    assert!(
+        done.has_all(0..count) && sealed == expected,
+        "{name} seals differently"
+    );
 
     let mut opened = sealed.clone();
-    let mut jobs = run.jobs(&ours);
-    aead.open(&mut Arena::over(&mut opened), &mut jobs);
-    assert!(jobs.iter().all(|job| job.ok), "{name} refuses its own");
-    for job in &jobs {
-        assert!(opened[job.payload.clone()] == run.arena[job.payload.clone()]);
+    let done = run.crypt(aead, false, &ours, &mut opened);
+    assert!(done.has_all(0..count), "{name} refuses its own");
+    for packet in &run.packets {
+        assert!(opened[packet.payload()] == run.arena[packet.payload()]);
     }
 
-    let packet = run.broken % run.packets.len();
-    let Packet { start, bytes, .. } = run.packets[packet];
-    sealed[start + run.broken % (bytes + ICV_BYTES)] ^= 1 << (run.broken % 8);
-    let mut jobs = run.jobs(&ours);
-    aead.open(&mut Arena::over(&mut sealed), &mut jobs);
-    for (index, job) in jobs.iter().enumerate() {
-        assert_eq!(job.ok, index != packet, "{name}: packet {index}");
+    let broken = run.broken % count;
+    let payload = run.packets[broken].payload();
+    sealed[payload.start + run.broken % (payload.len() + ICV_BYTES)] ^= 1 << (run.broken % 8);
+    let done = run.crypt(aead, false, &ours, &mut sealed);
+    for index in 0..count {
+        assert_eq!(done.has(index), index != broken, "{name}: packet {index}");
     }
 }
 
-/// Two keys of AES-128 and one of AES-256.
+/// Two secrets of AES-128 and one of AES-256.
 fn key(aead: Aead, index: usize, secrets: &[u8]) -> AeadKey {
-    let (suite, secret) = match index {
+    let (suite, secret) = match index / 2 {
         0 => (AeadSuite::Aes128Gcm16, &secrets[..16]),
         1 => (AeadSuite::Aes128Gcm16, &secrets[16..]),
         _ => (AeadSuite::Aes256Gcm16, secrets),
     };
-    AeadKey::new(aead, suite, secret).expect("a key of the right length")
+    let salt = [secrets[3], secrets[7], secrets[11], index as u8];
+    let esn = [Esn::Off, Esn::On][index % 2];
+    AeadKey::new(aead, suite, (secret, salt), esn).expect("a key of the right length")
 }
 
 impl Run {
@@ -113,19 +122,19 @@ impl Run {
         let mut at = 0;
         for bytes in first.chunks_exact(8).take(count) {
             let size = u16::from_be_bytes([bytes[0], bytes[1]]) % PAYLOAD_BYTES_MAX;
-            let mut aad = [0; 16];
-            let aad_bytes = if bytes[2] & 1 == 0 { 8 } else { 12 };
-            aad[..aad_bytes].fill(bytes[3]);
-            let mut nonce = [bytes[4]; 12];
-            nonce[8..].copy_from_slice(&bytes[4..]);
-            at += usize::from(bytes[2] >> 1);
+            let mut header = [bytes[3]; HEADER_BYTES];
+            header[8..].fill(bytes[4]);
+            header[12..].copy_from_slice(&bytes[4..]);
+            at += usize::from(bytes[2] >> 1) + HEADER_BYTES;
             packets.push(Packet {
-                key: usize::from(bytes[7]) % KEYS,
-                nonce,
-                aad,
-                aad_bytes: aad_bytes as u8,
-                start: at,
-                bytes: usize::from(size),
+                key: 2 * (usize::from(bytes[7]) % (KEYS / 2)) + usize::from(bytes[2] & 1),
+                header,
+                job: Job {
+                    start: at as u32,
+                    bytes: size.into(),
+                    high: u32::from(bytes[3]) << (bytes[4] % 32),
+                    more: 0,
+                },
             });
             at += usize::from(size) + ICV_BYTES;
         }
@@ -133,23 +142,31 @@ impl Run {
             .get(8 * packets.len()..)
             .filter(|rest| !rest.is_empty());
         let filling = filling.unwrap_or(&[0x5a]);
+        let mut arena: Vec<u8> = filling.iter().copied().cycle().take(at + 64).collect();
+        for Packet { job, header, .. } in &packets {
+            let start = job.start as usize;
+            arena[start - HEADER_BYTES..start].copy_from_slice(header);
+        }
         (!packets.is_empty()).then(|| Self {
-            arena: filling.iter().copied().cycle().take(at + 64).collect(),
+            arena,
             packets,
             broken: usize::from(u16::from_be_bytes([*broken_high, *broken_low])),
         })
     }
 
-    fn jobs<'k>(&self, keys: &'k [AeadKey]) -> Vec<Job<'k>> {
-        let job = |packet: &Packet| Job {
+    fn crypt(&self, aead: Aead, seal: bool, keys: &[AeadKey], arena: &mut [u8]) -> Done {
+        let jobs: Vec<Job> = self.packets.iter().map(|packet| packet.job).collect();
+        let keyed = |(index, packet): (usize, &Packet)| Keyed {
             key: &keys[packet.key],
-            nonce: packet.nonce,
-            aad: packet.aad,
-            aad_bytes: packet.aad_bytes,
-            ok: false,
-            payload: packet.start..packet.start + packet.bytes,
+            end: index + 1,
         };
-        self.packets.iter().map(job).collect()
+        let keys: Vec<Keyed<'_>> = self.packets.iter().enumerate().map(keyed).collect();
+        let arena = &mut Arena::over(arena);
+        if seal {
+            aead.seal(arena, &keys, &jobs)
+        } else {
+            aead.open(arena, &keys, &jobs)
+        }
     }
 }
 

@@ -25,20 +25,19 @@
 
 use super::{
     super::*,
-    chunk::{CHUNK, Chunk, Four, LONG, LONG_KEY},
+    chunk::{Chunk, Four, LONG, LONG_KEY, sorted},
     halves::{Halves, prepared},
     parts, *,
 };
 use crate::aead::x86::{
     key::POWERS,
-    packet::{finish, icv},
+    packet::{finish, header, icv, iv_shuffle},
 };
-use core::ops::Range;
 
 /// The largest packets, in blocks, that go abreast.
 const BLOCKS_MAX: usize = 17;
-/// Runs of fewer are not worth being sorted: that is some 150 cycles.
-const JOBS_MIN: usize = 8;
+/// Runs of fewer are not worth being sorted.
+const JOBS_MIN: usize = 4;
 /// The same, if their keys differ: there, every round key and power is put together from four.
 const BLOCKS_MAX_MIXED: usize = 9;
 const _: () = assert!(BLOCKS_MAX + 2 <= COUNTERS_BLOCKS);
@@ -104,44 +103,32 @@ macro_rules! encrypt_and_hash {
 
 with_features! {
     /// Seals or opens all jobs of the run: four abreast where some are alike, the others as a pipeline of parts.
-    pub(in crate::aead::x86) fn all<const SEAL: bool>(mut run: Run<'_, '_>) {
-        if run.jobs.len() < JOBS_MIN {
+    pub(in crate::aead::x86) fn all<const SEAL: bool>(run: &mut Run<'_, '_>) {
+        if run.at.len() < JOBS_MIN {
             return parts::all::<SEAL>(run);
         }
-        let Some(first) = (0..run.jobs.len()).find_map(|index| run.packet::<LANES>(index)) else {
-            return run.jobs.iter_mut().for_each(|job| job.ok = false);
-        };
+        let Some(chunk) = sorted(run, BLOCKS_MAX) else { return };
+        run.done |= chunk.valid;
         let halves = Halves::new();
-        let mut others = parts::Behind::new(first);
-        let mut start = 0;
-        while start < run.jobs.len() {
-            let end = run.jobs.len().min(start + CHUNK);
-            one_chunk::<SEAL>(&mut run, &halves, &mut others, start..end);
-            start = end;
-        }
-        parts::end_run::<SEAL>(&mut run, &mut others);
-    }
-
-    fn one_chunk<'k, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, halves: &Halves, others: &mut parts::Behind, jobs: Range<usize>,
-    ) {
-        let mut chunk = Chunk::new(jobs.start);
-        chunk.read(run, jobs, BLOCKS_MAX);
+        let mut kinds = [0; 64];
         // SAFETY: 64 bytes.
-        let kinds = unsafe { load(chunk.kinds.0.as_ptr()) };
-        let mut left = _mm512_test_epi8_mask(kinds, kinds);
+        unsafe { store(kinds.as_mut_ptr(), chunk.kinds) };
+        let (mut left, mut one_by_one) = (chunk.valid, 0);
         while left != 0 {
-            let kind = chunk.kinds.0[left.trailing_zeros() as usize];
-            let alike = left & _mm512_cmpeq_epi8_mask(kinds, _mm512_set1_epi8(kind as i8));
+            let kind = kinds[left.trailing_zeros() as usize];
+            let alike = left & _mm512_cmpeq_epi8_mask(chunk.kinds, _mm512_set1_epi8(kind as i8));
             left &= !alike;
             let rounds = if kind & LONG_KEY != 0 { 14 } else { 10 };
-            let one_by_one = if kind & LONG != 0 { alike } else {
-                abreast::<SEAL>(run, halves, &chunk, alike, usize::from(kind & !LONG_KEY), rounds)
+            one_by_one |= if kind & LONG != 0 { alike } else {
+                abreast::<SEAL>(run, &halves, &chunk, alike, usize::from(kind & !LONG_KEY), rounds)
             };
-            each_of(one_by_one, |i| {
-                parts::packet::<SEAL>(run, others, chunk.start + i, &chunk.packet(i).packet(rounds));
-            });
         }
+        let one_by_one = core::iter::from_fn(|| {
+            let job = one_by_one.trailing_zeros() as usize;
+            one_by_one &= one_by_one.checked_sub(1)?;
+            Some((job, chunk.key(job)))
+        });
+        parts::these::<SEAL>(run, one_by_one);
     }
 
     /// Takes packets of one kind, one bit each: four of one key as long as there are, then four of any. Gives what
@@ -150,7 +137,7 @@ with_features! {
         run: &mut Run<'_, 'k>, halves: &Halves, chunk: &Chunk<'k>, mut alike: u64, blocks: usize, rounds: usize,
     ) -> u64 {
         loop {
-            let mut same_key = alike & same_keys(chunk, alike);
+            let mut same_key = chunk.same_key(alike);
             let rest = same_key.count_ones() % 4;
             if same_key.count_ones() < 4 {
                 break;
@@ -162,7 +149,7 @@ with_features! {
                 same_key &= same_key - 1;
             }
             alike = alike & !same_key | over;
-            let key = chunk.packet(same_key.trailing_zeros() as usize).key;
+            let key = chunk.key(same_key.trailing_zeros() as usize);
             let sums = prepared(halves, key, blocks + 2);
             of_kind::<true, SEAL>(run, chunk, same_key, blocks, rounds, sums);
         }
@@ -174,19 +161,6 @@ with_features! {
             of_kind::<false, SEAL>(run, chunk, alike ^ rest, blocks, rounds, core::ptr::null());
         }
         rest
-    }
-
-    /// Whose key is that of the first of `alike`.
-    fn same_keys(chunk: &Chunk<'_>, alike: u64) -> u64 {
-        let Some(key) = chunk.keys.0.get(alike.trailing_zeros() as usize) else { return 0 };
-        let key = _mm512_set1_epi64(key.addr() as i64);
-        let mut same = 0;
-        for (i, keys) in chunk.keys.0.chunks_exact(8).enumerate() {
-            // SAFETY: 64 bytes.
-            let keys = unsafe { load(keys.as_ptr().cast()) };
-            same |= u64::from(_mm512_cmpeq_epi64_mask(keys, key)) << (8 * i);
-        }
-        same
     }
 
     fn of_kind<'k, const SAME_KEY: bool, const SEAL: bool>(
@@ -216,8 +190,8 @@ with_features! {
 
 /// What is encrypted or read, and still to be hashed: of four packets, what N streams of theirs have encrypted.
 #[derive(Clone, Copy)]
-struct Behind<'c, 'k, const N: usize> {
-    four: Four<'c, 'k>,
+struct Behind<'k, 'r, const N: usize> {
+    four: Four<'k, 'r>,
     /// Byte-reversed. Where the first stream is J0, the AAD is first.
     blocks: [Vector; N],
     tag_masks: Vector,
@@ -228,11 +202,11 @@ with_features! {
     fn one_pass<'k, const N: usize, const SAME_KEY: bool, const SEAL: bool>(
         run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut set: u64, rounds: usize, sums: *const __m128i,
     ) {
-        let four = chunk.four(&mut { set }, sums);
+        let four = chunk.four(run, &mut { set }, sums);
         let mut behind = Behind { four, blocks: [zero(); N], tag_masks: zero() };
         let mut begins = true;
         while set != 0 {
-            let four = chunk.four(&mut set, sums);
+            let four = chunk.four(run, &mut set, sums);
             let mut streams = begun::<N, SAME_KEY>(&four, 1);
             if begins {
                 begins = false;
@@ -255,12 +229,12 @@ with_features! {
     ) {
         const SAME_KEY: bool = true;
         let blocks = A + B - 1;
-        let four = chunk.four(&mut { set }, sums);
+        let four = chunk.four(run, &mut { set }, sums);
         let mut second = Behind { four, blocks: [zero(); B], tag_masks: zero() };
         let mut sum = parts::no_products();
         let mut begins = true;
         while set != 0 {
-            let four = chunk.four(&mut set, sums);
+            let four = chunk.four(run, &mut set, sums);
             let mut streams = begun::<A, true>(&four, 1);
             if begins {
                 begins = false;
@@ -282,9 +256,8 @@ with_features! {
 
     /// N streams from number `first` on, before the first round.
     fn begun<const N: usize, const SAME_KEY: bool>(four: &Four<'_, '_>, first: usize) -> [Vector; N] {
-        // SAFETY: 16 bytes are readable at each nonce.
-        let nonces = unsafe { gathered(each!(p of four.packets => p.nonce)) };
-        let nonces = add(_mm512_maskz_mov_epi32(0x7777, nonces), round_key::<SAME_KEY>(four, 0));
+        let nonces = _mm512_shuffle_epi8(headers(four), all_lanes(iv_shuffle()));
+        let nonces = add(nonces, round_key::<SAME_KEY>(four, 0));
         let mut streams = [zero(); N];
         for (i, s) in streams.iter_mut().enumerate() {
             *s = add(nonces, all_lanes_of(&COUNTERS.0[first + i]));
@@ -301,9 +274,9 @@ with_features! {
 
     /// Ends AES with streams from number `first` on, and crypts what payload they are for. PASS tells the callers apart:
     /// what is called in one place only is inlined.
-    fn crypted<'c, 'k, const N: usize, const PASS: u8, const SAME_KEY: bool, const SEAL: bool>(
-        four: &Four<'c, 'k>, rounds: usize, mut streams: [Vector; N], first: usize, blocks: usize,
-    ) -> Behind<'c, 'k, N> {
+    fn crypted<'k, 'r, const N: usize, const PASS: u8, const SAME_KEY: bool, const SEAL: bool>(
+        four: &Four<'k, 'r>, rounds: usize, mut streams: [Vector; N], first: usize, blocks: usize,
+    ) -> Behind<'k, 'r, N> {
         let key = round_key::<SAME_KEY>(four, rounds);
         for s in &mut streams {
             *s = _mm512_aesenclast_epi128(*s, key);
@@ -311,8 +284,7 @@ with_features! {
         let mut behind = Behind { four: *four, blocks: [zero(); N], tag_masks: streams[0] };
         for (i, stream) in streams.into_iter().enumerate() {
             behind.blocks[i] = if first + i == 1 {
-                // SAFETY: 16 bytes are readable at each AAD.
-                reversed(unsafe { gathered(each!(p of four.packets => p.nonce.wrapping_add(NONCE_BYTES))) })
+                aads(four)
             } else {
                 block::<SEAL>(four, first + i - 2, blocks, stream)
             };
@@ -369,24 +341,50 @@ with_features! {
 
     /// Crypts block `number` of so many in each packet; gives what is to be hashed.
     fn block<const SEAL: bool>(four: &Four<'_, '_>, number: usize, blocks: usize, stream: Vector) -> Vector {
-        let places = each!(p of four.packets => p.payload.wrapping_add(16 * number));
+        let places = each!(payload of four.payloads => payload.wrapping_add(16 * number));
         reversed(if number + 1 == blocks {
-            last_blocks::<SEAL>(places, each!(p of four.packets => p.bytes() - 16 * number), stream)
+            last_blocks::<SEAL>(places, each!(job of four.jobs => job.bytes as usize - 16 * number), stream)
         } else {
             whole_blocks::<SEAL>(places, stream)
         })
     }
 
+    /// SPI, number and IV of each.
+    fn headers(four: &Four<'_, '_>) -> Vector {
+        // SAFETY: 16 bytes of header lie before each payload.
+        unsafe { gathered(each!(payload of four.payloads => header(payload))) }
+    }
+
+    fn jobs(four: &Four<'_, '_>) -> Vector {
+        // SAFETY: 16 bytes each.
+        unsafe { gathered(each!(job of four.jobs => (&raw const *job).cast())) }
+    }
+
+    /// AADs as GHASH wants them: SPI and number of the header, what else there is from the job.
+    fn aads(four: &Four<'_, '_>) -> Vector {
+        let shuffle = match four.form {
+            Some(form) => all_lanes(form.aad),
+            None => lanes_of(each!(key of four.keys => key.form.aad)),
+        };
+        _mm512_shuffle_epi8(_mm512_mask_mov_epi32(jobs(four), 0x3333, headers(four)), shuffle)
+    }
+
     /// Those of AAD and payload in bits.
     fn lengths(four: &Four<'_, '_>) -> Vector {
-        // SAFETY: 16 bytes.
-        _mm512_slli_epi64::<3>(unsafe { gathered(each!(p of four.packets => p.lengths.0.as_ptr().cast())) })
+        let of_aads = match four.form {
+            Some(form) => all_lanes(form.lengths),
+            None => lanes_of(each!(key of four.keys => key.form.lengths)),
+        };
+        let bytes = _mm512_maskz_srli_epi64::<32>(0x55, jobs(four));
+        _mm512_or_si512(_mm512_slli_epi64::<3>(bytes), of_aads)
     }
 
     /// Reduces the sum of all products, and ends each packet.
     fn end<const SEAL: bool>(run: &mut Run<'_, '_>, four: &Four<'_, '_>, sum: parts::Products, tag_masks: Vector) {
         let tags = add(reversed(reduce(sum)), tag_masks);
-        let icvs = each!(p of four.packets => icv(p.payload, p.bytes()));
+        let [a, b, c, d] = four.payloads;
+        let [i, j, k, l] = each!(job of four.jobs => job.bytes as usize);
+        let icvs = [icv(a, i), icv(b, j), icv(c, k), icv(d, l)];
         if SEAL {
             // SAFETY: 16 bytes of ICV lie there.
             unsafe { scatter(icvs, tags) };
@@ -403,8 +401,10 @@ with_features! {
     fn finish_each(run: &mut Run<'_, '_>, four: &Four<'_, '_>, tags: Vector) {
         let tags = [lane::<0>(tags), lane::<1>(tags), lane::<2>(tags), lane::<3>(tags)];
         for (i, tag) in tags.into_iter().enumerate() {
-            let packet = four.packets[i];
-            run.jobs[four.jobs[i]].ok = finish::<false>(packet.payload, packet.bytes(), tag);
+            let job = four.jobs[i];
+            if !finish::<false>(four.payloads[i], job.bytes as usize, tag) {
+                run.refuse(job);
+            }
         }
     }
 
@@ -475,9 +475,9 @@ with_features! {
 
     fn round_key<const SAME_KEY: bool>(four: &Four<'_, '_>, round: usize) -> Vector {
         if SAME_KEY {
-            all_lanes(four.packets[0].key.round_keys[round])
+            all_lanes(four.keys[0].round_keys[round])
         } else {
-            lanes_of(each!(p of four.packets => p.key.round_keys[round]))
+            lanes_of(each!(key of four.keys => key.round_keys[round]))
         }
     }
 
@@ -486,9 +486,9 @@ with_features! {
         if SAME_KEY {
             // SAFETY: those of all powers that these packets need have been prepared.
             let halves = unsafe { _mm_load_si128(four.sums.add(POWERS - e)) };
-            (all_lanes(four.packets[0].key.powers[POWERS - e]), all_lanes(halves))
+            (all_lanes(four.keys[0].powers[POWERS - e]), all_lanes(halves))
         } else {
-            let powers = lanes_of(each!(p of four.packets => p.key.powers[POWERS - e]));
+            let powers = lanes_of(each!(key of four.keys => key.powers[POWERS - e]));
             (powers, add(powers, halves_swapped(powers)))
         }
     }
@@ -501,14 +501,5 @@ with_features! {
         };
         let middle = add(sum.cross, add(sum.low, sum.high));
         add(sum.high, fold(add(middle, fold(sum.low))))
-    }
-}
-
-/// Does something with each number in a set.
-#[inline(always)]
-fn each_of(mut set: u64, mut work: impl FnMut(usize)) {
-    while set != 0 {
-        work(set.trailing_zeros() as usize);
-        set &= set - 1;
     }
 }

@@ -11,7 +11,6 @@ use core::{
     mem::MaybeUninit,
     ptr,
 };
-use zeroize::Zeroize;
 
 /// As many as [`Schedule::powers`] has lanes.
 const SUMS: usize = POWERS + 3;
@@ -77,11 +76,10 @@ with_features! {
 
 impl Drop for Table {
     fn drop(&mut self) {
-        let (sums, from) = (self.sums.get_mut().as_mut_ptr(), self.from.get());
-        // SAFETY: these have been written.
-        let written = unsafe {
-            core::slice::from_raw_parts_mut(sums.cast::<__m128i>().add(from), SUMS - from)
-        };
-        written.iter_mut().for_each(Zeroize::zeroize);
+        let sums = self.sums.get_mut().as_mut_ptr().cast::<[u128; LANES]>();
+        for vector in self.from.get() / LANES..SUMS / LANES {
+            // SAFETY: within the table, and its own. Volatile, so that it happens though nobody looks again.
+            unsafe { sums.add(vector).write_volatile([0; LANES]) };
+        }
     }
 }

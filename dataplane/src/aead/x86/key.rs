@@ -2,8 +2,10 @@
 
 use super::{
     super::prefetch,
+    SALT_BYTES,
     field::{P, multiply, one_lane_features, reversed},
     missing,
+    packet::{FORMS, Form},
 };
 use core::{arch::x86_64::*, array};
 use zeroize::Zeroize;
@@ -17,22 +19,35 @@ pub(in crate::aead) struct Key<const LANES: usize>(Schedule);
 /// All that the packets of a key need: round keys and powers of H. Wiped on drop.
 ///
 /// Powers lie in falling order, so that neighbours are what the lanes of a vector are to be multiplied with;
-/// zeros behind H¹ leave lanes past the end without effect.
+/// zeros behind H¹ leave lanes past the end without effect. Short packets with AES-128 need the first three lines and one or
+/// two of those before the last.
 #[repr(C, align(64))]
 pub(in crate::aead) struct Schedule {
+    pub(super) form: &'static Form,
+    /// 10 or 14.
+    pub(super) rounds: usize,
+    /// The first has the salt added, as it is only ever added to a nonce.
     pub(super) round_keys: [__m128i; 15],
+    _line: [__m128i; 3],
     /// `powers[POWERS - i]` is Hⁱ. H⁴⁰ begins a cache line.
     pub(super) powers: [__m128i; POWERS + 3],
 }
+const _: () = assert!(core::mem::offset_of!(Schedule, powers) % 64 == 48);
 
 impl<const LANES: usize> Key<LANES> {
-    /// Expands a key of 16 or 32 bytes; `None` for another length or on a CPU that cannot use it.
-    pub(in crate::aead) fn new(key: &[u8]) -> Option<Self> {
+    /// Expands a key of 16 or 32 bytes, for packets with AAD of this length; `None` for other lengths or on a CPU that cannot
+    /// use it.
+    pub(in crate::aead) fn new(
+        key: &[u8],
+        salt: [u8; SALT_BYTES],
+        aad_bytes: usize,
+    ) -> Option<Self> {
         if !missing::<LANES>().is_empty() || !matches!(key.len(), 16 | 32) {
             return None;
         }
+        let form = FORMS.get(aad_bytes)?;
         // SAFETY: the features of one lane are among those of every width.
-        Some(Self(unsafe { Schedule::expand(key) }))
+        Some(Self(unsafe { Schedule::expand(key, salt, form) }))
     }
 
     pub(in crate::aead) fn schedule(&self) -> &Schedule {
@@ -92,14 +107,14 @@ impl Schedule {
     /// Asks for what packets of few blocks need: the round keys that all key lengths have, and H⁸ to H¹. Five lines.
     #[inline]
     pub(in crate::aead) fn prefetch(&self) {
-        prefetch(&self.round_keys[..11]);
+        prefetch(&self.round_keys[..11]); // and what is before them
         prefetch(&self.powers[POWERS - 8..POWERS]);
     }
 
     #[target_feature(enable = "sse4.1,aes,pclmulqdq")]
-    fn expand(key: &[u8]) -> Self {
+    fn expand(key: &[u8], salt: [u8; SALT_BYTES], form: &'static Form) -> Self {
         let rounds = key.len() / 4 + 6; // FIPS 197 §5
-        let round_keys = expand_round_keys(key, rounds);
+        let mut round_keys = expand_round_keys(key, rounds);
         let mut hash_key = round_keys[0]; // AES of the zero block
         for round_key in &round_keys[1..rounds] {
             hash_key = _mm_aesenc_si128(hash_key, *round_key);
@@ -107,8 +122,13 @@ impl Schedule {
         hash_key = reversed(_mm_aesenclast_si128(hash_key, round_keys[rounds]));
 
         let h = multiply_by_x(hash_key);
+        let salt = _mm_set_epi32(0, 0, 0, i32::from_le_bytes(salt));
+        round_keys[0] = _mm_xor_si128(round_keys[0], salt);
         let mut expanded = Self {
+            form,
+            rounds,
             round_keys,
+            _line: [_mm_setzero_si128(); 3],
             powers: [_mm_setzero_si128(); POWERS + 3],
         };
         let mut power = h;
@@ -125,23 +145,23 @@ mod tests {
     use super::*;
     use core::{mem::ManuallyDrop, slice};
 
-    const HELD_BYTES: usize = 16 * (15 + POWERS + 3);
-
     #[test]
     fn nothing_of_a_key_is_left_when_it_is_dropped() {
-        let Some(Key(schedule)) = Key::<1>::new(&[0x5a; 32]) else {
+        let Some(Key(schedule)) = Key::<1>::new(&[0x5a; 32], [0; 4], 8) else {
             return; // no AES instructions here
         };
         let mut schedule = ManuallyDrop::new(schedule);
-        let bytes = |schedule: &ManuallyDrop<Schedule>| -> Vec<u8> {
-            let start = (&raw const **schedule).cast();
-            // SAFETY: what holds secrets lies at the start, without padding.
-            unsafe { slice::from_raw_parts(start, HELD_BYTES) }.to_vec()
+        let secrets = |schedule: &ManuallyDrop<Schedule>| -> Vec<u8> {
+            let bytes = |lanes: &[__m128i]| -> Vec<u8> {
+                // SAFETY: lanes are bytes.
+                unsafe { slice::from_raw_parts(lanes.as_ptr().cast(), 16 * lanes.len()) }.to_vec()
+            };
+            [bytes(&schedule.round_keys), bytes(&schedule.powers)].concat()
         };
-        let before = bytes(&schedule);
+        let before = secrets(&schedule);
         assert!(before[..32].iter().all(|byte| *byte == 0x5a));
-        // SAFETY: dropped once, and not used as a schedule again.
+        // SAFETY: dropped once, and of what is left only plain bytes are read.
         unsafe { ManuallyDrop::drop(&mut schedule) };
-        assert!(bytes(&schedule).iter().all(|byte| *byte == 0));
+        assert!(secrets(&schedule).iter().all(|byte| *byte == 0));
     }
 }

@@ -27,7 +27,10 @@
 //! hashes AAD, blocks and lengths in this order. Seen as a stream that starts 32 bytes before the
 //! payload, lane number and counter are the same, lane 1 serves AES as J0 and GHASH as the AAD, and
 //! no part needs a pass of its own. Counters differ only in the last four bytes of a block, so they are XORed onto
-//! nonce ⊕ round key 0.
+//! nonce ⊕ round key 0; and as that key is used for nothing else, the salt is added to it once and for all.
+//!
+//! Nonce and AAD are no one's to prepare: the 16 bytes before a payload (SPI, number, IV) are read as one block, from which
+//! a shuffle makes the nonce, and another the AAD, which with extended numbers takes the high half out of the job.
 //!
 //! # GHASH as POLYVAL
 //!
@@ -92,8 +95,9 @@
 //!
 //! The functions of a width require its CPU features. The only safe way in is [`Key::new`], which asks the CPU, and
 //! [`Run`], which needs a [`Key`] of its width for each packet it touches. Memory is reached only through
-//! `Packet`, whose pointers come from a bounds-checked range of the arena that holds payload **and** ICV: blocks
-//! that are not whole are read whole where the rest of them is the packet's own ICV, and masked or kept when written.
+//! `Packet` and `Four`, whose pointers come from a range of the arena that was found to hold header, payload **and** ICV
+//! (`Run::packet`; of sixteen jobs at once, `chunk::sorted`): blocks that are not whole are read whole where the rest of
+//! them is the packet's own ICV, and masked or kept when written.
 #![allow(unsafe_code)]
 #![allow(
     clippy::duplicate_mod,
@@ -126,9 +130,9 @@ mod two_lanes;
 
 pub(super) use key::Key;
 
-use super::{AeadSuite, Expanded, ICV_BYTES, Job, NONCE_BYTES};
+use super::{AAD_BYTES_MAX, Expanded, HEADER_BYTES, ICV_BYTES, Job, Keyed, SALT_BYTES};
 use crate::Arena;
-use core::mem::offset_of;
+use core::ops::Range;
 use key::Schedule;
 use packet::Packet;
 
@@ -151,74 +155,85 @@ pub(super) fn missing<const LANES: usize>() -> Vec<&'static str> {
     }
 }
 
-/// One call's packets: jobs over one arena.
+/// Packets of keys of one width: jobs over one arena.
 pub(super) struct Run<'r, 'k> {
     arena: *mut u8,
     arena_bytes: usize,
-    jobs: &'r mut [Job<'k>],
+    keys: &'r [Keyed<'k>],
+    /// All of the call, of which these are the run's.
+    jobs: &'r [Job],
+    at: Range<usize>,
+    /// A bit each: done.
+    done: u64,
 }
 
 impl<'r, 'k> Run<'r, 'k> {
-    /// Jobs that do not lie within the arena are refused, each by its `ok`.
-    pub(super) fn new(arena: &'r mut Arena<'_>, jobs: &'r mut [Job<'k>]) -> Self {
+    /// Of `jobs` those `at`, which lie within; at most 64. Those that do not lie within the arena are refused.
+    pub(super) fn new(
+        arena: &'r mut Arena<'_>,
+        keys: &'r [Keyed<'k>],
+        jobs: &'r [Job],
+        at: Range<usize>,
+    ) -> Self {
         Self {
             arena: arena.as_mut_ptr(),
             arena_bytes: arena.len(),
+            keys,
             jobs,
+            at,
+            done: 0,
         }
     }
 
-    /// Encrypts every payload and writes its ICV behind it. Any key of the width shows that the CPU can do it; jobs
-    /// with keys of another kind are refused.
-    pub(super) fn seal<const LANES: usize>(self, _: &Key<LANES>) {
+    /// Encrypts every payload and writes its ICV behind it; or decrypts every payload, and where the ICV is wrong, leaves
+    /// zeros. Answers which are done, a bit each. Any key of the width shows that the CPU can do it; jobs with keys of
+    /// another kind are refused.
+    pub(super) fn crypt<const LANES: usize, const SEAL: bool>(mut self, _: &Key<LANES>) -> u64 {
         // SAFETY: a key of a width exists only on a CPU that has its features.
         unsafe {
             match LANES {
-                4 => four_lanes::abreast::all::<true>(self),
-                2 => two_lanes::parts::all::<true>(self),
-                _ => one_lane::parts::all::<true>(self),
+                4 => four_lanes::abreast::all::<SEAL>(&mut self),
+                2 => two_lanes::parts::all::<SEAL>(&mut self),
+                _ => one_lane::parts::all::<SEAL>(&mut self),
             }
         }
+        self.done
     }
 
-    /// Decrypts every payload; where the ICV is wrong, `ok` is `false` and the payload zeros. Keys as for
-    /// [`Run::seal`].
-    pub(super) fn open<const LANES: usize>(self, _: &Key<LANES>) {
-        // SAFETY: as above.
-        unsafe {
-            match LANES {
-                4 => four_lanes::abreast::all::<false>(self),
-                2 => two_lanes::parts::all::<false>(self),
-                _ => one_lane::parts::all::<false>(self),
-            }
-        }
-    }
-
-    /// The job as a packet; `None` if payload and ICV do not lie within the arena, or its key is none of this width.
+    /// The keys of this width, each with its jobs.
     #[inline(always)]
-    fn packet<const LANES: usize>(&self, index: usize) -> Option<Packet<'k>> {
+    fn keys<const LANES: usize>(
+        &self,
+    ) -> impl Iterator<Item = (&'k Schedule, Range<usize>)> + use<'r, 'k, LANES> {
+        let Range { mut start, end } = self.at.clone();
+        self.keys.iter().filter_map(move |keyed| {
+            let jobs = start..keyed.end.clamp(start, end);
+            start = jobs.end;
+            Some((schedule::<LANES>(&keyed.key.expanded)?, jobs))
+        })
+    }
+
+    /// Takes back that one of its jobs is done.
+    #[inline(always)]
+    fn refuse(&mut self, job: &Job) {
+        // SAFETY: both are of one slice.
+        let index = unsafe { (&raw const *job).offset_from(self.jobs.as_ptr()) };
+        self.done &= !(1_u64.wrapping_shl(index as u32));
+    }
+
+    /// The job as a packet; `None` if header, payload and ICV do not lie within the arena.
+    #[inline(always)]
+    fn packet(&self, key: &'k Schedule, index: usize) -> Option<Packet<'k, 'r>> {
         let job = &self.jobs[index];
-        let key = schedule::<LANES>(&job.key.expanded)?;
-        let bytes = job.payload.end.checked_sub(job.payload.start)?;
-        if job.payload.end.checked_add(ICV_BYTES)? > self.arena_bytes {
+        let (start, bytes) = (job.start as usize, job.bytes as usize);
+        if start < HEADER_BYTES || start + bytes + ICV_BYTES > self.arena_bytes {
             return None;
         }
         Some(Packet {
             key,
-            // Not from the field alone: 16 bytes are read.
-            nonce: (&raw const *job)
-                .cast::<u8>()
-                .wrapping_add(offset_of!(Job<'_>, nonce)),
-            aad: job.aad.as_ptr(),
-            // SAFETY: start <= end < arena_bytes.
-            payload: unsafe { self.arena.add(job.payload.start) },
-            bytes,
-            aad_bytes: u32::from(job.aad_bytes).min(job.aad.len() as u32),
-            rounds: if job.key.suite == AeadSuite::Aes256Gcm16 {
-                14
-            } else {
-                10
-            },
+            job,
+            // SAFETY: start < arena_bytes.
+            payload: unsafe { self.arena.add(start) },
         })
     }
 }
@@ -244,10 +259,6 @@ const fn counters<const BLOCKS: usize>() -> [[u8; 16]; BLOCKS] {
     }
     table
 }
-
-/// [`Packet::nonce`] is read with what follows in the job.
-const _: () = assert!(offset_of!(Job<'_>, nonce) + 16 <= size_of::<Job<'_>>());
-const _: () = assert!(offset_of!(Job<'_>, aad) == offset_of!(Job<'_>, nonce) + NONCE_BYTES);
 
 /// Counters of a stream of lanes.
 static COUNTERS: Aligned<[[u8; 16]; COUNTERS_BLOCKS]> = Aligned(counters());

@@ -13,10 +13,13 @@
 //! So neither unit waits for the other, nor for the end of a packet, and short packets fill the gaps of each other.
 
 use super::{super::*, *};
-use crate::aead::x86::{
-    field,
-    key::POWERS,
-    packet::{aad_block, finish, lengths_block, nonce_block},
+use crate::aead::{
+    set_of,
+    x86::{
+        field,
+        key::{POWERS, Schedule},
+        packet::{aad_block, finish, lengths_block, nonce_block},
+    },
 };
 
 /// Vectors that share all of the counter but what the table has. No part goes across.
@@ -36,32 +39,39 @@ const _: () = assert!(PART_VECTORS * LANES < POWERS);
 
 with_features! {
     /// Seals or opens all jobs of the run.
-    pub(in crate::aead::x86) fn all<const SEAL: bool>(mut run: Run<'_, '_>) {
-        let Some(first) = (0..run.jobs.len()).find_map(|index| run.packet::<LANES>(index)) else {
-            return run.jobs.iter_mut().for_each(|job| job.ok = false);
-        };
+    pub(in crate::aead::x86) fn all<const SEAL: bool>(run: &mut Run<'_, '_>) {
+        let keys = run.keys::<LANES>();
+        these::<SEAL>(run, keys.flat_map(|(key, jobs)| jobs.map(move |job| (job, key))));
+    }
+
+    /// Seals or opens these jobs, each with its key.
+    pub(in crate::aead::x86) fn these<'k, const SEAL: bool>(
+        run: &mut Run<'_, 'k>, jobs: impl Iterator<Item = (usize, &'k Schedule)>,
+    ) {
+        let mut jobs = jobs.peekable();
+        let Some((_, first)) = jobs.peek() else { return };
         let mut behind = Behind::new(first);
-        for index in 0..run.jobs.len() {
-            match run.packet::<LANES>(index) {
-                None => run.jobs[index].ok = false,
-                Some(next) => packet::<SEAL>(&mut run, &mut behind, index, &next),
+        for (index, key) in jobs {
+            if let Some(next) = run.packet(key, index) {
+                run.done |= set_of(index..index + 1);
+                packet::<SEAL>(run, &mut behind, &next);
             }
         }
-        end_run::<SEAL>(&mut run, &mut behind);
+        end_run::<SEAL>(run, &mut behind);
     }
 
     /// Seals or opens one packet, and ends the one before.
-    pub(in crate::aead::x86) fn packet<'k, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, behind: &mut Behind, job: usize, packet: &Packet<'k>,
+    fn packet<'k, 'r, const SEAL: bool>(
+        run: &mut Run<'r, 'k>, behind: &mut Behind<'r>, packet: &Packet<'k, 'r>,
     ) {
-        match packet.rounds {
-            10 => one_packet::<10, SEAL>(run, behind, job, packet),
-            _ => one_packet::<14, SEAL>(run, behind, job, packet),
+        match packet.key.rounds {
+            10 => one_packet::<10, SEAL>(run, behind, packet),
+            _ => one_packet::<14, SEAL>(run, behind, packet),
         }
     }
 
     /// Hashes what is still behind.
-    pub(in crate::aead::x86) fn end_run<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &mut Behind) {
+    fn end_run<'r, const SEAL: bool>(run: &mut Run<'r, '_>, behind: &mut Behind<'r>) {
         let mut sum = no_products();
         behind.blocks[0] = add(behind.blocks[0], first_lane(behind.hash));
         for (v, block) in behind.blocks.iter().take(behind.vectors).enumerate() {
@@ -72,8 +82,8 @@ with_features! {
         end_part::<SEAL>(run, behind, sum);
     }
 
-    fn one_packet<'k, const R: usize, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, behind: &mut Behind, job: usize, packet: &Packet<'k>,
+    fn one_packet<'k, 'r, const R: usize, const SEAL: bool>(
+        run: &mut Run<'r, 'k>, behind: &mut Behind<'r>, packet: &Packet<'k, 'r>,
     ) {
         let (nonce, aad) = (all_lanes(nonce_block(packet)), aad_block(packet));
         let vectors = (2 + packet.blocks()).div_ceil(LANES);
@@ -82,7 +92,7 @@ with_features! {
         while first < vectors {
             let left = vectors.min((first / COUNTERS_VECTORS + 1) * COUNTERS_VECTORS) - first;
             let count = if left <= PART_VECTORS { left } else { 8 };
-            let part = Part { packet, job, nonce, aad, first, ends: first + count == vectors };
+            let part = Part { packet, nonce, aad, first, ends: first + count == vectors };
             hash = match count {
                 1 => one_part::<R, 1, SEAL>(run, behind, part, hash),
                 2 => one_part::<R, 2, SEAL>(run, behind, part, hash),
@@ -105,10 +115,8 @@ with_features! {
 const NINE: usize = if PART_VECTORS < 9 { PART_VECTORS } else { 9 };
 
 /// What AES works on next.
-struct Part<'p, 'k> {
-    packet: &'p Packet<'k>,
-    /// The packet's number in the run.
-    job: usize,
+struct Part<'p, 'k, 'r> {
+    packet: &'p Packet<'k, 'r>,
     nonce: Vector,
     aad: __m128i,
     /// Number of the first vector in the packet's stream.
@@ -118,10 +126,9 @@ struct Part<'p, 'k> {
 }
 
 /// What is encrypted or read, and still to be hashed.
-pub(in crate::aead::x86) struct Behind {
+struct Behind<'r> {
     payload: *mut u8,
-    bytes: usize,
-    job: usize,
+    job: Option<&'r Job>,
     /// Byte-reversed; AAD and lengths are in their lanes.
     blocks: [Vector; PART_VECTORS + 1],
     vectors: usize,
@@ -143,8 +150,8 @@ pub(super) struct Products {
 
 with_features! {
     /// N vectors through AES, and the part behind through GHASH; then this part is the one behind.
-    fn one_part<'k, const R: usize, const N: usize, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, behind: &mut Behind, part: Part<'_, 'k>, hash: __m128i,
+    fn one_part<'k, 'r, const R: usize, const N: usize, const SEAL: bool>(
+        run: &mut Run<'r, 'k>, behind: &mut Behind<'r>, part: Part<'_, 'k, 'r>, hash: __m128i,
     ) -> __m128i {
         let round_keys = &part.packet.key.round_keys;
         let mut stream = [zero(); N];
@@ -185,19 +192,21 @@ with_features! {
         }
         let hash = end_part::<SEAL>(run, behind, sum);
         crypt::<R, N, SEAL>(behind, &part, stream);
-        (behind.payload, behind.bytes, behind.job) = (part.packet.payload, part.packet.bytes, part.job);
+        (behind.payload, behind.job) = (part.packet.payload, Some(part.packet.job));
         behind.ends = part.ends;
         hash
     }
 
     /// Adds the key stream to the part's payload, and lays out what is to be hashed.
-    fn crypt<const R: usize, const N: usize, const SEAL: bool>(behind: &mut Behind, part: &Part<'_, '_>, stream: [Vector; N]) {
+    fn crypt<const R: usize, const N: usize, const SEAL: bool>(
+        behind: &mut Behind<'_>, part: &Part<'_, '_, '_>, stream: [Vector; N],
+    ) {
         let packet = part.packet;
         let mut last = zero();
         for (v, stream) in stream.into_iter().enumerate() {
             let offset = VECTOR_BYTES * (part.first + v);
             let place = packet.payload.wrapping_add(offset).wrapping_sub(32);
-            let bytes = packet.bytes + 32 - offset;
+            let bytes = packet.bytes() + 32 - offset;
             let begins = v == 0 && part.first == FIRST_VECTOR;
             last = if begins && HEAD_BYTES == VECTOR_BYTES {
                 zero()
@@ -251,29 +260,30 @@ with_features! {
     }
 
     /// Reduces the sum of a part: the tag, or what the next part's hash begins with.
-    fn end_part<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &Behind, sum: Products) -> __m128i {
+    fn end_part<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &Behind<'_>, sum: Products) -> __m128i {
         let hash = field::reduce(add_lanes(sum.low), add_lanes(sum.cross), add_lanes(sum.high));
-        if !behind.ends {
+        let (true, Some(job)) = (behind.ends, behind.job) else {
             return hash;
-        }
+        };
         let tag = _mm_xor_si128(field::reversed(hash), behind.tag_mask);
-        run.jobs[behind.job].ok = finish::<SEAL>(behind.payload, behind.bytes, tag);
+        if !finish::<SEAL>(behind.payload, job.bytes as usize, tag) {
+            run.refuse(job);
+        }
         _mm_setzero_si128()
     }
 }
 
-impl Behind {
+impl Behind<'_> {
     /// Nothing yet, but powers of H that may be read.
-    pub(in crate::aead::x86) fn new(packet: Packet<'_>) -> Self {
+    fn new(key: &Schedule) -> Self {
         // SAFETY: all zeros is a vector.
         let (vector, lane) = unsafe { core::mem::zeroed() };
         Self {
-            payload: packet.payload,
-            bytes: 0,
-            job: 0,
+            payload: core::ptr::null_mut(),
+            job: None,
             blocks: [vector; PART_VECTORS + 1],
             vectors: 0,
-            powers: packet.key.powers.as_ptr().cast(),
+            powers: key.powers.as_ptr().cast(),
             hash: lane,
             tag_mask: lane,
             ends: false,
