@@ -123,12 +123,16 @@ with_features! {
                 abreast::<SEAL>(run, &halves, &chunk, alike, usize::from(kind & !LONG_KEY), rounds)
             };
         }
-        let one_by_one = core::iter::from_fn(|| {
+        if one_by_one == 0 {
+            return;
+        }
+        let mut behind = parts::Behind::new(chunk.key(0));
+        while one_by_one != 0 {
             let job = one_by_one.trailing_zeros() as usize;
-            one_by_one &= one_by_one.checked_sub(1)?;
-            Some((job, chunk.key(job)))
-        });
-        parts::these::<SEAL>(run, one_by_one);
+            one_by_one &= one_by_one - 1;
+            parts::one_job::<SEAL>(run, &mut behind, chunk.key(job), job);
+        }
+        parts::end_run::<SEAL>(run, &mut behind);
     }
 
     /// Takes packets of one kind, one bit each: four of one key as long as there are, then four of any. Gives what

@@ -40,38 +40,31 @@ const _: () = assert!(PART_VECTORS * LANES < POWERS);
 with_features! {
     /// Seals or opens all jobs of the run.
     pub(in crate::aead::x86) fn all<const SEAL: bool>(run: &mut Run<'_, '_>) {
-        let keys = run.keys::<LANES>();
-        these::<SEAL>(run, keys.flat_map(|(key, jobs)| jobs.map(move |job| (job, key))));
-    }
-
-    /// Seals or opens these jobs, each with its key.
-    pub(in crate::aead::x86) fn these<'k, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, jobs: impl Iterator<Item = (usize, &'k Schedule)>,
-    ) {
-        let mut jobs = jobs.peekable();
-        let Some((_, first)) = jobs.peek() else { return };
+        let mut keys = run.keys::<LANES>().peekable();
+        let Some((first, _)) = keys.peek() else { return };
         let mut behind = Behind::new(first);
-        for (index, key) in jobs {
-            if let Some(next) = run.packet(key, index) {
-                run.done |= set_of(index..index + 1);
-                packet::<SEAL>(run, &mut behind, &next);
+        for (key, jobs) in keys {
+            for index in jobs {
+                one_job::<SEAL>(run, &mut behind, key, index);
             }
         }
         end_run::<SEAL>(run, &mut behind);
     }
 
     /// Seals or opens one packet, and ends the one before.
-    fn packet<'k, 'r, const SEAL: bool>(
-        run: &mut Run<'r, 'k>, behind: &mut Behind<'r>, packet: &Packet<'k, 'r>,
+    pub(in crate::aead::x86) fn one_job<'k, 'r, const SEAL: bool>(
+        run: &mut Run<'r, 'k>, behind: &mut Behind<'r>, key: &'k Schedule, index: usize,
     ) {
-        match packet.key.rounds {
-            10 => one_packet::<10, SEAL>(run, behind, packet),
-            _ => one_packet::<14, SEAL>(run, behind, packet),
+        let Some(packet) = run.packet(key, index) else { return };
+        run.done |= set_of(index..index + 1);
+        match key.rounds {
+            10 => one_packet::<10, SEAL>(run, behind, &packet),
+            _ => one_packet::<14, SEAL>(run, behind, &packet),
         }
     }
 
     /// Hashes what is still behind.
-    fn end_run<'r, const SEAL: bool>(run: &mut Run<'r, '_>, behind: &mut Behind<'r>) {
+    pub(in crate::aead::x86) fn end_run<'r, const SEAL: bool>(run: &mut Run<'r, '_>, behind: &mut Behind<'r>) {
         let mut sum = no_products();
         behind.blocks[0] = add(behind.blocks[0], first_lane(behind.hash));
         for (v, block) in behind.blocks.iter().take(behind.vectors).enumerate() {
@@ -126,7 +119,7 @@ struct Part<'p, 'k, 'r> {
 }
 
 /// What is encrypted or read, and still to be hashed.
-struct Behind<'r> {
+pub(in crate::aead::x86) struct Behind<'r> {
     payload: *mut u8,
     job: Option<&'r Job>,
     /// Byte-reversed; AAD and lengths are in their lanes.
@@ -275,7 +268,7 @@ with_features! {
 
 impl Behind<'_> {
     /// Nothing yet, but powers of H that may be read.
-    fn new(key: &Schedule) -> Self {
+    pub(in crate::aead::x86) fn new(key: &Schedule) -> Self {
         // SAFETY: all zeros is a vector.
         let (vector, lane) = unsafe { core::mem::zeroed() };
         Self {
