@@ -2,7 +2,7 @@
 
 use crate::{
     Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::{Done, ICV_BYTES, Job, Keyed},
+    aead::{Done, ICV_BYTES, Job, Keyed, prefetch},
     batch::Outer,
     esp::{
         Jobs, Keys,
@@ -10,7 +10,7 @@ use crate::{
     },
     outbound::CHUNK_PACKETS,
     outer::OuterSides,
-    sad::{InboundEntry, InboundSa},
+    sad::InboundSa,
     spd::AnyEnds,
     tables::{Tables, Tunnel},
     tunnel::carry_ecn,
@@ -40,7 +40,7 @@ pub struct Inbound {
 
 /// Packets in a row of one SA.
 struct Run<'t> {
-    entry: &'t InboundEntry,
+    sa: &'t InboundSa,
     /// Where they end among the packets that wait.
     end: usize,
 }
@@ -51,8 +51,6 @@ struct Arrival<'t> {
     runs: Chunk<Run<'t>>,
     packets: Chunk<Sealed>,
     jobs: Jobs,
-    /// As the runs are.
-    keys: Keys<'t>,
 }
 
 /// What a run of packets of one SA has carried; counted when the run ends.
@@ -86,8 +84,9 @@ impl Inbound {
             let mut arrival = Arrival::default();
             check(tables, arena, chunk, &mut outers, &mut arrival, report);
             // 6: authenticate and decrypt, the whole chunk in one call
+            let keys = arrival.end_last_run();
             let suspect = self.keep_suspect(arena, &arrival);
-            let mut opened = tables.aead.open(arena, &arrival.keys, &arrival.jobs);
+            let mut opened = tables.aead.open(arena, &keys, &arrival.jobs);
             if let Some((sa, index)) = suspect
                 && let Some(sealed) = arrival.packets.get_mut(index)
                 && let Some(job) = arrival.jobs.get(index)
@@ -115,7 +114,7 @@ impl Inbound {
     ) -> Option<(&'t InboundSa, usize)> {
         let mut first = 0;
         let out_of_step = |run: &&Run<'t>| {
-            let suspect = run.entry.sa.may_be_out_of_step();
+            let suspect = run.sa.may_be_out_of_step();
             first = if suspect { first } else { run.end };
             suspect
         };
@@ -128,7 +127,7 @@ impl Inbound {
         }
         self.kept.clear();
         self.kept.extend_from_slice(ciphertext); // within the capacity it was made with
-        Some((&run.entry.sa, first))
+        Some((run.sa, first))
     }
 }
 
@@ -141,41 +140,118 @@ fn check<'t>(
     arrival: &mut Arrival<'t>,
     report: &mut Report,
 ) {
-    let mut last: Option<&'t InboundEntry> = None;
+    let (mut classified, mut first) = (Chunk::new(), None);
     for (at, packet) in chunk.iter_mut().enumerate() {
         if !matches!(packet.verdict, Verdict::Pending) {
             continue;
         }
-        let checked = classify(tables.settings.outer_headers, arena, outers, at, packet)
-            .and_then(|(spi, udp)| check_one(tables, arena, at, packet, (spi, udp), &mut last));
-        match checked {
-            Ok((entry, sealed, job)) => arrival.push(entry, sealed, job),
-            Err(verdict) => decide(packet, verdict, report),
+        // 3: classify
+        let its = match classify(tables.settings.outer_headers, arena, outers, at, packet) {
+            Ok(its) => its,
+            Err(verdict) => {
+                decide(packet, verdict, report);
+                continue;
+            }
+        };
+        // 4, 5: as long as all packets are of one SA, at once
+        let (spi, sa) = *first.get_or_insert_with(|| (its.spi, tables.sad.find(its.spi)));
+        if its.spi == spi && classified.is_empty() {
+            arrival.take(tables, arena, packet, &its, sa, report);
+        } else {
+            tables.sad.prefetch(its.spi);
+            classified.push(its);
+        }
+    }
+    if !classified.is_empty() {
+        check_mixed(tables, arena, chunk, &classified, arrival, report);
+    }
+}
+
+/// Steps 4 and 5 for packets of several SAs: each step for all of them before the next, so that what a packet will need of its
+/// SA is on its way while the others are looked at.
+#[inline(never)]
+fn check_mixed<'t>(
+    tables: &'t Tables,
+    arena: &Arena<'_>,
+    chunk: &mut [PacketBuf],
+    classified: &Chunk<Classified>,
+    arrival: &mut Arrival<'t>,
+    report: &mut Report,
+) {
+    let mut sas: Chunk<Option<&'t InboundSa>> = Chunk::new();
+    for its in classified {
+        let sa = tables.sad.find(its.spi);
+        if let Some(sa) = sa {
+            prefetch(sa);
+        }
+        sas.push(sa);
+    }
+    for sa in sas.iter().flatten() {
+        sa.prefetch();
+    }
+    for (its, sa) in classified.iter().zip(&sas) {
+        if let Some(packet) = chunk.get_mut(usize::from(its.at)) {
+            arrival.take(tables, arena, packet, its, *sa, report);
         }
     }
 }
 
+/// What step 3 has found out about a packet.
+#[derive(Clone, Copy)]
+struct Classified {
+    spi: u32,
+    udp: bool,
+    /// Its place in the chunk.
+    at: u8,
+}
+
 impl<'t> Arrival<'t> {
+    /// Step 5: takes a packet that is worth authenticating; another gets its verdict.
     #[inline]
-    fn push(&mut self, entry: &'t InboundEntry, sealed: Sealed, job: Job) {
+    fn take(
+        &mut self,
+        tables: &Tables,
+        arena: &Arena<'_>,
+        packet: &mut PacketBuf,
+        its: &Classified,
+        sa: Option<&'t InboundSa>,
+        report: &mut Report,
+    ) {
+        match check_one(arena, packet, its, sa) {
+            Ok((sa, sealed, job)) => self.push(tables, sa, sealed, job),
+            Err(reason) => decide(packet, Verdict::Drop(reason), report),
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, tables: &Tables, sa: &'t InboundSa, sealed: Sealed, job: Job) {
+        let same = matches!(self.runs.last(), Some(run) if ptr::eq(run.sa, sa));
+        if !same {
+            sealed.prefetch(sa);
+            tables.prefetch_tunnel(sa.tunnel);
+            let end = self.packets.len();
+            if let Some(before) = self.runs.last_mut() {
+                before.end = end;
+            }
+            self.runs.push(Run { sa, end });
+        }
         self.packets.push(sealed);
         self.jobs.push(job);
-        let end = self.packets.len();
-        match self.runs.last_mut() {
-            Some(run) if ptr::eq(run.entry, entry) => {
-                run.end = end;
-                if let Some(keyed) = self.keys.last_mut() {
-                    keyed.end = end;
-                }
-            }
-            _ => {
-                // On its way while the chunk's other packets are looked at.
-                let key = &entry.sa.key;
-                key.prefetch();
-                self.keys.push(Keyed { key, end });
-                self.runs.push(Run { entry, end });
-            }
+    }
+
+    /// All packets are there; answers under which keys they came.
+    fn end_last_run(&mut self) -> Keys<'t> {
+        if let Some(last) = self.runs.last_mut() {
+            last.end = self.packets.len();
         }
+        let mut keys = Keys::new();
+        for Run { sa, end } in &self.runs {
+            keys.push(Keyed {
+                key: &sa.key,
+                end: *end,
+            });
+        }
+        keys
     }
 }
 
@@ -188,7 +264,7 @@ fn classify(
     outers: &mut OuterSides<'_>,
     at: usize,
     packet: &mut PacketBuf,
-) -> Result<(u32, bool), Verdict> {
+) -> Result<Classified, Verdict> {
     let udp = match mode {
         OuterHeaders::ByKernel => outers.of(packet).udp,
         OuterHeaders::Written => outers
@@ -204,43 +280,38 @@ fn classify(
         Some(0) if udp && packet.grow(-NON_ESP_MARKER_BYTES, 0) => Err(Verdict::Control),
         // RFC 4303 §2.1: 0 is for local use, 1 to 255 are IANA's.
         Some(spi) if spi < Spi::MIN => Err(Verdict::Drop(DropReason::ReservedSpi)),
-        Some(spi) => Ok((spi, udp)),
+        Some(spi) => Ok(Classified {
+            spi,
+            udp,
+            at: at as u8,
+        }),
     }
 }
 
-/// Steps 4 and 5: finds the SA and looks at its window.
+/// Step 5: whether the packet is one that its SA may receive, and looks at the window.
 #[inline]
 fn check_one<'t>(
-    tables: &'t Tables,
     arena: &Arena<'_>,
-    at: usize,
     packet: &PacketBuf,
-    (spi, udp): (u32, bool),
-    last: &mut Option<&'t InboundEntry>,
-) -> Result<(&'t InboundEntry, Sealed, Job), Verdict> {
-    let drop = Verdict::Drop;
-    // 4: runs of one SA are looked up once
-    let entry = match *last {
-        Some(entry) if entry.sa.id.spi.get() == spi => entry,
-        _ => tables.sad.find(spi).ok_or(drop(DropReason::UnknownSpi))?,
-    };
-    *last = Some(entry);
-    let sa = &*entry.sa;
-    if sa.in_udp != udp {
-        return Err(drop(DropReason::EncapMismatch));
+    its: &Classified,
+    sa: Option<&'t InboundSa>,
+) -> Result<(&'t InboundSa, Sealed, Job), DropReason> {
+    let sa = sa.ok_or(DropReason::UnknownSpi)?;
+    if sa.in_udp != its.udp {
+        return Err(DropReason::EncapMismatch);
     }
     if sa.usage.ended() {
-        return Err(drop(DropReason::InboundLifetimeExpired));
+        return Err(DropReason::InboundLifetimeExpired);
     }
     let place = packet.data_range();
     let esp = arena.get(place.clone()).and_then(Esp::parse);
-    let esp = esp.ok_or(drop(DropReason::EspTruncated))?;
-    // 5: infer the number, look at the window
-    match Sealed::check(sa, &esp, at as u8, &place) {
-        Ok((sealed, job)) => Ok((entry, sealed, job)),
+    let esp = esp.ok_or(DropReason::EspTruncated)?;
+    // Infer the number, look at the window.
+    match Sealed::check(sa, &esp, its.at, &place) {
+        Ok((sealed, job)) => Ok((sa, sealed, job)),
         Err(reason) => {
             sa.replays.fetch_add(1, Relaxed);
-            Err(drop(reason))
+            Err(reason)
         }
     }
 }
@@ -255,16 +326,16 @@ fn finish(
     report: &mut Report,
 ) {
     let (mut packets, mut begin) = (&mut arrival.packets[..], 0);
-    for Run { entry, end } in &arrival.runs {
+    for Run { sa, end } in &arrival.runs {
         let (these, others) = packets.split_at_mut(*end - begin);
         let jobs = begin..*end;
         (packets, begin) = (others, *end);
         // 6: authenticate
-        let authentic = Authentic::of_run(entry, these, (opened, jobs), |at| {
+        let authentic = Authentic::of_run(sa, these, (opened, jobs), |at| {
             let reason = DropReason::AuthenticationFailed;
             decide(&mut chunk[usize::from(at)], Verdict::Drop(reason), report);
         });
-        finish_run(tables, arena, chunk, outers, (entry, authentic), report);
+        finish_run(tables, arena, chunk, outers, (sa, authentic), report);
     }
 }
 
@@ -275,7 +346,7 @@ fn finish_run(
     arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
-    (entry, authentic): (&InboundEntry, Authentic<'_, '_>),
+    (sa, authentic): (&InboundSa, Authentic<'_, '_>),
     report: &mut Report,
 ) {
     // 6: commit; 7: finish
@@ -297,14 +368,14 @@ fn finish_run(
         decide(packet, verdict, report);
     });
     if carried.packets > 0 {
-        entry.sa.note_authentic(|event| report.raise(event));
-        let tunnel = tables.tunnel(entry.tunnel);
+        sa.note_authentic(|event| report.raise(event));
+        let tunnel = tables.tunnel(sa.tunnel);
         // Only the newest packet tells where the peer is: an old one may come late from where it was.
         if let (Some(newest), Some(tunnel)) = (newest, tunnel) {
             let packet = &chunk[usize::from(newest)];
             note_endpoint(tunnel, outers.of(packet), report);
         }
-        carried.count(entry, tunnel, report);
+        carried.count(sa, tunnel, report);
     }
 }
 
@@ -401,8 +472,7 @@ impl Carried {
         self.dummies += u64::from(verdict == Verdict::Drop(DropReason::DummyPacket));
     }
 
-    fn count(self, entry: &InboundEntry, tunnel: Option<&Tunnel>, report: &mut Report) {
-        let sa = &entry.sa;
+    fn count(self, sa: &InboundSa, tunnel: Option<&Tunnel>, report: &mut Report) {
         sa.usage.add(self.packets, self.bytes, |reached| {
             report.raise(reached.event(sa.id));
         });

@@ -33,7 +33,10 @@
 //! numbers in such jumps and never hits a slot on the way could make it look newer than it is, and
 //! all it gains is that its packets in this slot are refused.
 
-use crate::atomic::{AtomicU64, Relaxed};
+use crate::{
+    aead::prefetch,
+    atomic::{AtomicU64, Relaxed},
+};
 use esplane_api::{DropReason, WindowSize};
 
 /// Numbers per slot.
@@ -65,6 +68,18 @@ impl ReplayWindow {
                 .map(|_| AtomicU64::new(word(ancient, 0)))
                 .collect(),
         }
+    }
+
+    /// Asks for its head, which the next call reads first.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(self);
+    }
+
+    /// Asks for where a number will be marked.
+    #[inline]
+    pub fn prefetch_slot(&self, number: u64) {
+        prefetch(self.slot(number));
     }
 
     /// The highest number received, or the floor.

@@ -11,14 +11,13 @@ use crate::{
     usage::Usage,
 };
 use esplane_api::{Esn, SaEvent, SaId, SaStatistics};
-use std::{
-    collections::HashMap,
-    hash::{BuildHasherDefault, Hasher},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
 };
+
+mod table;
+pub use table::Sad;
 
 /// Failed packets in a row after which an SA with extended numbers tries further high halves.
 const RESYNCHRONISE_AFTER: u32 = 64;
@@ -52,6 +51,8 @@ impl OutboundSa {
 pub struct InboundSa {
     /// Its name.
     pub id: SaId,
+    /// Where its tunnel is: a tunnel keeps its place as long as it has SAs.
+    pub tunnel: TunnelSlot,
     /// Its expanded key.
     pub key: AeadKey,
     /// Whether its numbers have 64 bits.
@@ -75,6 +76,14 @@ pub struct InboundSa {
 }
 
 impl InboundSa {
+    /// Asks for what it points to and a packet needs: call it once the record itself has been asked for.
+    #[inline]
+    pub fn prefetch(&self) {
+        self.window.prefetch();
+        self.key.prefetch();
+        self.selectors.prefetch();
+    }
+
     /// What it has done.
     pub fn statistics(&self) -> SaStatistics {
         SaStatistics {
@@ -116,75 +125,20 @@ impl InboundSa {
     }
 }
 
-/// The Security Association Database: what receives, by SPI. Immutable.
-#[derive(Default)]
-pub struct Sad {
-    by_spi: HashMap<u32, InboundEntry, BuildHasherDefault<SpiHasher>>,
-}
-
-/// One inbound SA and the place of its tunnel.
-pub struct InboundEntry {
-    /// The SA.
-    pub sa: Arc<InboundSa>,
-    /// Its tunnel.
-    pub tunnel: TunnelSlot,
-}
-
-impl Sad {
-    /// From all inbound SAs.
-    pub fn new(entries: impl IntoIterator<Item = InboundEntry>) -> Self {
-        let by_spi = entries
-            .into_iter()
-            .map(|entry| (entry.sa.id.spi.get(), entry));
-        Self {
-            by_spi: by_spi.collect(),
-        }
-    }
-
-    /// The SA with this SPI.
-    #[inline]
-    pub fn find(&self, spi: u32) -> Option<&InboundEntry> {
-        self.by_spi.get(&spi)
-    }
-}
-
-/// One multiplication. Enough, as SPIs in the table are ours: nobody else can choose them to
-/// collide.
-#[derive(Default)]
-pub struct SpiHasher(u64);
-
-impl Hasher for SpiHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u32(u32::from(*byte));
-        }
-    }
-
-    fn write_u32(&mut self, spi: u32) {
-        // Fibonacci hashing; the table takes both ends of the word, the good bits are in the upper half.
-        self.0 = (self.0 ^ u64::from(spi))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(32);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Aead;
     use esplane_api::{AeadSuite, Direction, Lifetime, Now, Spi, TunnelId, WindowSize};
 
-    fn inbound(spi: u32) -> InboundSa {
+    pub(super) fn inbound(spi: u32) -> InboundSa {
         InboundSa {
             id: SaId {
                 tunnel: TunnelId(1),
                 direction: Direction::Inbound,
                 spi: Spi::new(spi).unwrap(),
             },
+            tunnel: TunnelSlot(0),
             key: {
                 let secret = (&[1; 16][..], [0; 4]);
                 AeadKey::new(Aead::portable(), AeadSuite::Aes128Gcm16, secret, Esn::On).unwrap()
@@ -229,18 +183,5 @@ mod tests {
             sa.statistics().authentication_failures,
             u64::from(RESYNCHRONISE_AFTER)
         );
-    }
-
-    #[test]
-    fn every_spi_is_found_and_no_other() {
-        let spis = (0..2000u32).map(|number| 256 + number * 4099);
-        let sad = Sad::new(spis.clone().map(|spi| InboundEntry {
-            sa: Arc::new(inbound(spi)),
-            tunnel: TunnelSlot(spi),
-        }));
-        for spi in spis {
-            assert_eq!(sad.find(spi).unwrap().tunnel, TunnelSlot(spi));
-            assert!(sad.find(spi + 1).is_none());
-        }
     }
 }

@@ -24,7 +24,7 @@ pub use error::{CommandError, CommandProblem};
 pub use writer::TableWriter;
 
 use crate::{
-    aead::Aead,
+    aead::{Aead, prefetch},
     sad::{OutboundSa, Sad},
     spd::{Spd, TunnelSlot},
     tunnel::OuterHeader,
@@ -60,7 +60,7 @@ pub enum OuterHeaders {
 pub struct Tables {
     pub(crate) settings: Settings,
     pub(crate) aead: Aead,
-    pub(crate) sad: Arc<Sad>,
+    pub(crate) sad: Sad,
     pub(crate) spd: Arc<Spd>,
     /// A tunnel keeps its slot as long as it is defined.
     tunnels: Places,
@@ -71,6 +71,14 @@ impl Tables {
     #[inline]
     pub(crate) fn tunnel(&self, slot: TunnelSlot) -> Option<&Tunnel> {
         self.tunnels.get(slot).map(|tunnel| &**tunnel)
+    }
+
+    /// Asks for the tunnel of this slot.
+    #[inline]
+    pub(crate) fn prefetch_tunnel(&self, slot: TunnelSlot) {
+        if let Some(tunnel) = self.tunnel(slot) {
+            prefetch(tunnel);
+        }
     }
 
     /// What sends for the tunnel of this slot, and for this worker.

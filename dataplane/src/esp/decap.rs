@@ -10,7 +10,7 @@
 use crate::{
     Arena,
     aead::{Aead, Done, ICV_BYTES, Job, Keyed},
-    sad::{InboundEntry, InboundSa},
+    sad::InboundSa,
     sequence::infer,
     wire::{
         Esp,
@@ -41,13 +41,13 @@ pub struct Sealed {
 
 /// Packets of one SA with the right ICV: a run, as numbers are taken together.
 pub struct Authentic<'t, 's> {
-    entry: &'t InboundEntry,
+    sa: &'t InboundSa,
     packets: &'s [Sealed],
 }
 
 /// An authentic packet whose number is taken.
 pub struct Accepted<'t> {
-    entry: &'t InboundEntry,
+    sa: &'t InboundSa,
 }
 
 /// The payload of an accepted packet.
@@ -85,6 +85,12 @@ impl Sealed {
             more: 0,
         };
         Ok((Self { number, at }, job))
+    }
+
+    /// Asks for what taking its number needs.
+    #[inline]
+    pub fn prefetch(&self, sa: &InboundSa) {
+        sa.window.prefetch_slot(self.number);
     }
 
     /// Tries the next few high halves on a packet that failed with the inferred one (RFC 4303
@@ -125,7 +131,7 @@ impl<'t, 's> Authentic<'t, 's> {
     /// what was opened.
     #[inline]
     pub fn of_run(
-        entry: &'t InboundEntry,
+        sa: &'t InboundSa,
         packets: &'s mut [Sealed],
         (opened, jobs): (Done, Range<usize>),
         refused: impl FnMut(u8),
@@ -134,10 +140,10 @@ impl<'t, 's> Authentic<'t, 's> {
         let kept = if all {
             packets.len()
         } else {
-            keep_authentic(&entry.sa, packets, (opened, jobs), refused)
+            keep_authentic(sa, packets, (opened, jobs), refused)
         };
         Self {
-            entry,
+            sa,
             packets: packets.get(..kept).unwrap_or_default(),
         }
     }
@@ -146,17 +152,14 @@ impl<'t, 's> Authentic<'t, 's> {
     /// answers which one is the newest so far, if one is.
     #[inline]
     pub fn commit(self, mut tell: impl FnMut(u8, Result<Accepted<'t>, DropReason>)) -> Option<u8> {
-        let Self { entry, packets } = self;
+        let Self { sa, packets } = self;
         let number = |packet: &Sealed| packet.number;
-        let newest = entry
-            .sa
-            .window
-            .commit_run(packets, number, |packet, taken| {
-                if taken.is_err() {
-                    entry.sa.replays.fetch_add(1, Relaxed);
-                }
-                tell(packet.at, taken.map(|()| Accepted { entry }));
-            });
+        let newest = sa.window.commit_run(packets, number, |packet, taken| {
+            if taken.is_err() {
+                sa.replays.fetch_add(1, Relaxed);
+            }
+            tell(packet.at, taken.map(|()| Accepted { sa }));
+        });
         newest.map(|packet| packet.at)
     }
 }
@@ -186,7 +189,7 @@ impl<'t> Accepted<'t> {
     /// Its SA.
     #[inline]
     pub fn sa(&self) -> &'t InboundSa {
-        &self.entry.sa
+        self.sa
     }
 
     /// Finds padding and trailer of what was decrypted.

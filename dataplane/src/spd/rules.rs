@@ -1,7 +1,10 @@
 //! Selectors in the form in which packets are held against them: numbers of one family, ranges as first and width.
 
 use super::{Decision, fib::Address};
-use crate::wire::{Flow, KeyV4, KeyV6};
+use crate::{
+    aead::prefetch,
+    wire::{Flow, KeyV4, KeyV6},
+};
 use esplane_api::{SelectorPair, TrafficSelector};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -230,6 +233,14 @@ pub struct Selectors {
 }
 
 impl Selectors {
+    /// Asks for the first pair.
+    #[inline]
+    pub fn prefetch(&self) {
+        if let Some(first) = self.v4.first() {
+            prefetch(first);
+        }
+    }
+
     /// From pairs; one that mixes families fits nothing.
     pub fn new(pairs: &[SelectorPair]) -> Self {
         Self {

@@ -12,7 +12,7 @@ type Page = [Option<Arc<Tunnel>>; PAGE_SLOTS];
 /// What is at each slot. A clone shares all of it.
 #[derive(Clone, Default)]
 pub(super) struct Places {
-    pages: Arc<Vec<Arc<Page>>>,
+    pages: Arc<[Arc<Page>]>,
 }
 
 impl Places {
@@ -24,12 +24,13 @@ impl Places {
 
     pub fn set(&mut self, slot: TunnelSlot, tunnel: Option<Arc<Tunnel>>) {
         let slot = slot.0 as usize;
-        let pages = Arc::make_mut(&mut self.pages);
-        if pages.len() <= slot / PAGE_SLOTS {
-            pages.resize_with(slot / PAGE_SLOTS + 1, || {
-                Arc::new([const { None }; PAGE_SLOTS])
-            });
+        if self.pages.len() <= slot / PAGE_SLOTS {
+            let wanted = (slot / PAGE_SLOTS + 1).next_power_of_two();
+            let more = std::iter::repeat_with(|| Arc::new([const { None }; PAGE_SLOTS]));
+            let all = self.pages.iter().cloned().chain(more);
+            self.pages = all.take(wanted).collect();
         }
-        Arc::make_mut(&mut pages[slot / PAGE_SLOTS])[slot % PAGE_SLOTS] = tunnel;
+        let page = &mut Arc::make_mut(&mut self.pages)[slot / PAGE_SLOTS];
+        Arc::make_mut(page)[slot % PAGE_SLOTS] = tunnel;
     }
 }

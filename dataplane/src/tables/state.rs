@@ -58,7 +58,7 @@ pub(super) struct Defined {
     /// Oldest first.
     pub outbound: Vec<Arc<Outbound>>,
     /// Of what it receives with.
-    inbound: Vec<Spi>,
+    pub inbound: Vec<Spi>,
     pub activity: Arc<Activity>,
 }
 
@@ -243,7 +243,8 @@ impl State {
         self.receiving
             .insert_mut((key, params.spi.get()), params.id());
         let (tunnel, spi) = (params.tunnel, params.spi);
-        let inbound = Inbound::new(context, key, params, window);
+        let slot = self.tunnel(tunnel)?.slot;
+        let inbound = Inbound::new(context, key, params, window, slot);
         self.inbound.insert_mut(spi, Arc::new(inbound));
         self.tunnel_mut(tunnel)?.inbound.push(spi);
         Ok(())
@@ -506,11 +507,13 @@ impl Inbound {
         key: KeyDigest,
         params: SaParams,
         window: Option<Arc<ReplayWindow>>,
+        tunnel: TunnelSlot,
     ) -> Self {
         let head = params.sequence.first.saturating_sub(1);
         let fresh = || Arc::new(ReplayWindow::new(params.window, head));
         let sa = InboundSa {
             id: params.id(),
+            tunnel,
             key: AeadKey::from_material(context.aead, &params.key, params.esn),
             esn: params.esn,
             window: window.unwrap_or_else(fresh),

@@ -6,7 +6,6 @@ use super::{
 };
 use crate::{
     aead::Aead,
-    sad::{InboundEntry, Sad},
     spd::{Decision, Rule, RulePlace, SpdWriter, TunnelSlot},
 };
 use esplane_api::{
@@ -35,7 +34,7 @@ impl TableWriter {
             tables: Arc::new(Tables {
                 settings,
                 aead,
-                sad: Arc::default(),
+                sad: Default::default(),
                 spd: Arc::default(),
                 tunnels: Default::default(),
                 slots: Default::default(),
@@ -174,14 +173,21 @@ impl TableWriter {
             tunnels.set(tunnel.slot, Some(Arc::new(tunnel.view())));
             slots.insert_mut(tunnel.params.id, tunnel.slot);
         }
+        let mut sad = last.sad.clone();
+        for spi in changed.inbound(&self.state) {
+            let sa = |state: &State| state.inbound.get(&spi).map(|inbound| inbound.sa.clone());
+            let (before, after) = (sa(&self.state), sa(state));
+            if before.as_ref().map(Arc::as_ptr) != after.as_ref().map(Arc::as_ptr) {
+                sad.remove(spi.get());
+                if let Some(sa) = after {
+                    sad.insert(sa);
+                }
+            }
+        }
         Tables {
             settings: self.settings,
             aead: self.aead,
-            sad: if changed.inbound {
-                Arc::new(sad(state))
-            } else {
-                last.sad.clone()
-            },
+            sad,
             spd: if changed.defined.is_empty() {
                 last.spd.clone()
             } else {
@@ -200,41 +206,48 @@ struct Changed {
     tunnels: BTreeSet<TunnelId>,
     /// Those of them that are defined or removed.
     defined: BTreeSet<TunnelId>,
-    /// Whether inbound SAs come or go.
-    inbound: bool,
+    /// Inbound SAs that come or go by name.
+    spis: BTreeSet<Spi>,
 }
 
 impl Changed {
     fn note(&mut self, command: &SaCommand) {
-        let (tunnel, defined, inbound) = match command {
-            SaCommand::DefineTunnel(params) => (params.id, true, false),
-            SaCommand::RemoveTunnel(tunnel) => (*tunnel, true, true),
-            SaCommand::Install(params) => {
-                let inbound = params.direction == Direction::Inbound;
-                (params.tunnel, false, inbound)
+        let tunnel = match command {
+            SaCommand::DefineTunnel(params) => {
+                self.defined.insert(params.id);
+                params.id
             }
-            SaCommand::Remove(sa) => (sa.tunnel, false, sa.direction == Direction::Inbound),
+            SaCommand::RemoveTunnel(tunnel) => {
+                self.defined.insert(*tunnel);
+                *tunnel
+            }
+            SaCommand::Install(params) => {
+                if params.direction == Direction::Inbound {
+                    self.spis.insert(params.spi);
+                }
+                params.tunnel
+            }
+            SaCommand::Remove(sa) => {
+                if sa.direction == Direction::Inbound {
+                    self.spis.insert(sa.spi);
+                }
+                sa.tunnel
+            }
             SaCommand::Activate { tunnel, .. }
             | SaCommand::Retire { tunnel, .. }
-            | SaCommand::MoveEndpoint { tunnel, .. } => (*tunnel, false, false),
+            | SaCommand::MoveEndpoint { tunnel, .. } => *tunnel,
             SaCommand::ExtendSequence { .. } => return,
         };
         self.tunnels.insert(tunnel);
-        if defined {
-            self.defined.insert(tunnel);
-        }
-        self.inbound |= inbound;
     }
-}
 
-fn sad(state: &State) -> Sad {
-    let entries = state.inbound.values().filter_map(|inbound| {
-        Some(InboundEntry {
-            sa: inbound.sa.clone(),
-            tunnel: state.tunnels.get(&inbound.sa.id.tunnel)?.slot,
-        })
-    });
-    Sad::new(entries)
+    /// Inbound SAs that come or go, be it with their tunnels, which were `before`.
+    fn inbound(&self, before: &State) -> BTreeSet<Spi> {
+        let tunnels = self.defined.iter();
+        let theirs = tunnels.filter_map(|id| before.tunnels.get(id));
+        let theirs = theirs.flat_map(|tunnel| tunnel.inbound.iter().copied());
+        theirs.chain(self.spis.iter().copied()).collect()
+    }
 }
 
 /// The changed tunnels' rules that `other` does not have at the same place.
