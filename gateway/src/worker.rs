@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!          ┌──────────────────────────── one turn ────────────────────────────┐
-//!          │ 1 one snapshot of the tables; if it is new, held packets go first│
+//!          │ 1 the tables; if they are new, held packets go before newer ones │
 //!   inner ─┼▶ 2 receive ▶ 3 Outbound::process ▶ 4 hold ▶ 5 transmit ──────────┼▶ outer
 //!   inner ◀┼─ 5 transmit ◀ 4 control ◀ 3 Inbound::process ◀ 2 receive ────────┼─ outer
 //!          │ 6 what the kernel has lost; events and drops to the control side │
@@ -12,7 +12,8 @@
 //!            or a held packet gets too old (`busy_poll`: the next turn at once)
 //! ```
 //!
-//! A turn moves at most one batch each way, so neither direction starves the other.
+//! A turn moves at most one batch each way, so neither direction starves the other. In each direction the tables are read after the
+//! packets: whatever was published before a packet came decides over it.
 
 use crate::{
     hold::{HoldLimits, HoldQueue},
@@ -200,6 +201,8 @@ struct Worker {
     busy_poll: bool,
     /// From clear to ESP.
     leaving: Batch,
+    /// The same for those that were held.
+    released: Batch,
     /// From ESP to clear: its arena is where messages of many packets are received.
     arriving: Batch,
     outbound: Outbound,
@@ -225,6 +228,7 @@ impl Worker {
             stop,
             busy_poll: setup.busy_poll,
             leaving: Batch::new(setup.batch_packets, setup.frame_bytes),
+            released: Batch::new(RELEASE_PACKETS.min(setup.batch_packets), setup.frame_bytes),
             arriving: Batch::with_arena(
                 setup.batch_packets,
                 setup.frame_bytes,
@@ -263,14 +267,7 @@ impl Worker {
     /// One batch each way. Answers whether there was any work.
     fn turn(&mut self) -> Result<bool, WorkerError> {
         let now = self.started.elapsed();
-        // 1. One snapshot for all that leaves, so that a released packet and a newer one meet the same SA.
-        let tables = self.tables.load();
-        if !Arc::ptr_eq(&tables, &self.tried) {
-            self.tried = Arc::clone(&tables);
-            self.release_held(&tables);
-        }
-        self.held.expire(now, &mut self.report.drops);
-        let sent = self.turn_outbound(&tables, now);
+        let sent = self.turn_outbound(now);
         let received = self.turn_inbound();
         // 6. Losses, events and drops.
         if self.ask_for_losses.is_some_and(|at| at <= now) {
@@ -291,18 +288,27 @@ impl Worker {
         self.outer.count_lost(&mut self.report.drops);
     }
 
-    fn turn_outbound(&mut self, tables: &Tables, now: Duration) -> io::Result<bool> {
+    fn turn_outbound(&mut self, now: Duration) -> io::Result<bool> {
         // 2. Receive.
         self.leaving.clear();
-        self.inner
-            .receive(&mut self.leaving, &mut self.report.drops)?;
+        let received = self
+            .inner
+            .receive(&mut self.leaving, &mut self.report.drops);
+        // 1. One snapshot for all that leaves, so that a released packet and a newer one meet the same SA.
+        let tables = self.tables.load();
+        if !Arc::ptr_eq(&tables, &self.tried) {
+            self.tried = Arc::clone(&tables);
+            self.release_held(&tables);
+        }
+        self.held.expire(now, &mut self.report.drops);
+        received?;
         if self.leaving.is_empty() {
             return Ok(false);
         }
         self.counters.received_inner(traffic(&self.leaving));
         // 3. Clear to ESP.
         self.outbound
-            .process(tables, &mut self.leaving, &mut self.report);
+            .process(&tables, &mut self.leaving, &mut self.report);
         // 4. Hold what has no SA yet.
         for (index, packet) in self.leaving.packets().iter().enumerate() {
             match packet.verdict {
@@ -357,23 +363,23 @@ impl Worker {
         let mut waiting = self.held.take_all().peekable();
         while waiting.peek().is_some() {
             let mut since: ArrayVec<Duration, RELEASE_PACKETS> = ArrayVec::new();
-            self.leaving.clear();
+            self.released.clear();
             while !since.is_full()
-                && !self.leaving.is_full()
+                && !self.released.is_full()
                 && let Some(packet) = waiting.next()
             {
-                if self.leaving.push(&packet.data, Outer::NONE) {
+                if self.released.push(&packet.data, Outer::NONE) {
                     since.push(packet.since);
                 } else {
                     self.report.count_drop(DropReason::InnerTooBig);
                 }
             }
             self.outbound
-                .process(tables, &mut self.leaving, &mut self.report);
-            for (index, packet) in self.leaving.packets().iter().enumerate() {
+                .process(tables, &mut self.released, &mut self.report);
+            for (index, packet) in self.released.packets().iter().enumerate() {
                 match packet.verdict {
                     Verdict::Hold(tunnel) => {
-                        let data = self.leaving.data(index);
+                        let data = self.released.data(index);
                         self.held
                             .push(since[index], tunnel, data, &mut self.report.drops);
                     }
@@ -381,7 +387,7 @@ impl Worker {
                     Verdict::Pending | Verdict::Forward | Verdict::Control | Verdict::Drop(_) => {}
                 }
             }
-            let sent = self.outer.transmit(&self.leaving, &mut self.report.drops);
+            let sent = self.outer.transmit(&self.released, &mut self.report.drops);
             self.counters.sent_outer(sent);
         }
     }
