@@ -78,8 +78,8 @@ impl<'t> Departure<'t> {
     }
 }
 
-/// What becomes of a packet by its flow alone; kept for the next packet of the same flow. No enum: that is copied in two
-/// pieces and read back in others, for which a CPU waits a dozen cycles a packet.
+/// What becomes of a packet by its flow alone; kept for the next packet of the same flow. No enum, and handed out by
+/// reference: a copy is made in some pieces and read back in others, for which a CPU waits a dozen cycles a packet.
 #[derive(Clone, Copy)]
 struct Route<'t> {
     /// Into a tunnel.
@@ -206,7 +206,10 @@ impl Work for Classify<'_, '_> {
             if !matches!(packet.verdict, Verdict::Pending) {
                 continue;
             }
-            let data = self.arena.get(packet.data_range()).unwrap_or_default();
+            let Some(data) = self.arena.get(packet.data_range()) else {
+                drop_packet(packet, DropReason::InnerMalformed, self.report);
+                continue; // cannot be
+            };
             let Some((head, route)) = recent.look_up(self.tables, data) else {
                 drop_packet(packet, DropReason::InnerMalformed, self.report);
                 continue;
@@ -247,6 +250,8 @@ struct Recent<'t> {
     worker: u16,
     v4: (KeyV4, Route<'t>),
     v6: (KeyV6, Route<'t>),
+    /// Of a packet that is not plain.
+    closer: Route<'t>,
 }
 
 impl<'t> Recent<'t> {
@@ -255,12 +260,13 @@ impl<'t> Recent<'t> {
             worker,
             v4: (KeyV4::NONE, Route::other(Verdict::Pending)),
             v6: (KeyV6::NONE, Route::other(Verdict::Pending)),
+            closer: Route::other(Verdict::Pending),
         }
     }
 
     /// Finds the packet's route. `None` if it is malformed.
     #[inline(always)]
-    fn look_up(&mut self, tables: &'t Tables, data: &[u8]) -> Option<(Head, Route<'t>)> {
+    fn look_up(&mut self, tables: &'t Tables, data: &[u8]) -> Option<(Head, &Route<'t>)> {
         if let Some((key, head)) = KeyV4::parse(data) {
             if self.v4.0 != key {
                 let plain = tables.spd.protects_v4(key.ends().1);
@@ -271,7 +277,7 @@ impl<'t> Recent<'t> {
                 );
                 self.v4 = (key, route);
             }
-            Some((head, self.v4.1))
+            Some((head, &self.v4.1))
         } else if let Some((key, head)) = KeyV6::parse(data) {
             if self.v6.0 != key {
                 let plain = tables.spd.protects_v6(key.ends().1);
@@ -282,9 +288,11 @@ impl<'t> Recent<'t> {
                 );
                 self.v6 = (key, route);
             }
-            Some((head, self.v6.1))
+            Some((head, &self.v6.1))
         } else {
-            look_closer(tables, self.worker, data)
+            let head;
+            (head, self.closer) = look_closer(tables, self.worker, data)?;
+            Some((head, &self.closer))
         }
     }
 }
