@@ -14,6 +14,7 @@ use crate::{
     spd::AnyEnds,
     tables::{Tables, Tunnel},
     tunnel::carry_ecn,
+    usage::Scribe,
     wire::{
         Esp, Flow, Head, KeyV4, KeyV6,
         esp::{self, BEFORE_PAYLOAD_BYTES},
@@ -34,6 +35,7 @@ const ESP_BYTES_MAX: usize = u16::MAX as usize;
 #[derive(Debug)]
 pub struct Inbound {
     chunk_packets: usize,
+    scribe: Scribe,
     /// Where one packet's ciphertext is kept while an SA may be out of step.
     kept: Vec<u8>,
 }
@@ -68,6 +70,7 @@ impl Inbound {
     pub fn new(capacity: usize) -> Self {
         Self {
             chunk_packets: capacity.clamp(1, CHUNK_PACKETS),
+            scribe: Scribe::new(),
             kept: Vec::with_capacity(ESP_BYTES_MAX),
         }
     }
@@ -96,7 +99,7 @@ impl Inbound {
                 opened = opened.with(index);
             }
             // 6, 7: commit, finish
-            let arrival = (&mut arrival, opened);
+            let arrival = (&mut arrival, opened, &self.scribe);
             finish(tables, arena, chunk, &outers, arrival, report);
         }
     }
@@ -322,7 +325,7 @@ fn finish(
     arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
-    (arrival, opened): (&mut Arrival<'_>, Done),
+    (arrival, opened, scribe): (&mut Arrival<'_>, Done, &Scribe),
     report: &mut Report,
 ) {
     let (mut packets, mut begin) = (&mut arrival.packets[..], 0);
@@ -335,7 +338,8 @@ fn finish(
             let reason = DropReason::AuthenticationFailed;
             decide(&mut chunk[usize::from(at)], Verdict::Drop(reason), report);
         });
-        finish_run(tables, arena, chunk, outers, (sa, authentic), report);
+        let run = (*sa, authentic, scribe);
+        finish_run(tables, arena, chunk, outers, run, report);
     }
 }
 
@@ -346,7 +350,7 @@ fn finish_run(
     arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     outers: &OuterSides<'_>,
-    (sa, authentic): (&InboundSa, Authentic<'_, '_>),
+    (sa, authentic, scribe): (&InboundSa, Authentic<'_, '_>, &Scribe),
     report: &mut Report,
 ) {
     // 6: commit; 7: finish
@@ -375,7 +379,7 @@ fn finish_run(
             let packet = &chunk[usize::from(newest)];
             note_endpoint(tunnel, outers.of(packet), report);
         }
-        carried.count(sa, tunnel, report);
+        carried.count((sa, scribe), tunnel, report);
     }
 }
 
@@ -472,8 +476,13 @@ impl Carried {
         self.dummies += u64::from(verdict == Verdict::Drop(DropReason::DummyPacket));
     }
 
-    fn count(self, sa: &InboundSa, tunnel: Option<&Tunnel>, report: &mut Report) {
-        sa.usage.add(self.packets, self.bytes, |reached| {
+    fn count(
+        self,
+        (sa, scribe): (&InboundSa, &Scribe),
+        tunnel: Option<&Tunnel>,
+        report: &mut Report,
+    ) {
+        sa.usage.add(scribe, self.packets, self.bytes, |reached| {
             report.raise(reached.event(sa.id));
         });
         if let Some(Tunnel { activity, .. }) = tunnel {

@@ -12,6 +12,7 @@ use crate::{
     spd::{AnyEnds, Decision},
     tables::{Sender, Tables},
     tunnel::{self, OuterHeader},
+    usage::Scribe,
     wire::{Flow, Head, KeyV4, KeyV6, protocol},
 };
 use arrayvec::ArrayVec;
@@ -26,6 +27,7 @@ pub(crate) const CHUNK_PACKETS: usize = 64;
 pub struct Outbound {
     chunk_packets: usize,
     worker: u16,
+    scribe: Scribe,
 }
 
 /// A packet on its way into a tunnel. Small: a chunk of them stays in a few cache lines.
@@ -109,6 +111,7 @@ impl Outbound {
         Self {
             chunk_packets: capacity.clamp(1, CHUNK_PACKETS),
             worker: 0,
+            scribe: Scribe::new(),
         }
     }
 
@@ -137,7 +140,8 @@ impl Outbound {
                 report,
             });
             // 5: sequence; 6: crypt; 7: finish
-            seal(tables, arena, chunk, outers, &departure, report);
+            let departure = (&departure, &self.scribe);
+            seal(tables, arena, chunk, outers, departure, report);
         }
     }
 
@@ -174,7 +178,9 @@ impl Outbound {
         departure.push(sender, dummy);
         packet.outer_df = sender.header.df(false);
         let chunk = std::slice::from_mut(packet);
-        seal(tables, arena, chunk, outers, &departure, report);
+        // A worker will send the rest.
+        let departure = (&departure, &Scribe::GUEST);
+        seal(tables, arena, chunk, outers, departure, report);
         packet.verdict == Verdict::Forward
     }
 }
@@ -345,14 +351,14 @@ fn seal(
     arena: &mut Arena<'_>,
     chunk: &mut [PacketBuf],
     mut outers: OuterSides<'_>,
-    departure: &Departure<'_>,
+    (departure, scribe): (&Departure<'_>, &Scribe),
     report: &mut Report,
 ) {
     let (mut jobs, mut keys) = (Jobs::new(), Keys::new());
     let mut sums = false;
     for (run, packets) in departure.runs() {
         // 5: numbers and lifetimes, once per run of packets with one SA
-        let numbers = number(chunk, run, packets, report);
+        let numbers = number(chunk, (run, packets), scribe, report);
         // 6, 7: all but the AEAD's work
         let header = &run.sender.header;
         let first = packets.first().map_or(0, |packet| packet.at.into());
@@ -427,8 +433,8 @@ fn unsealed(chunk: &mut [PacketBuf], job: &Job, report: &mut Report) {
 #[inline]
 fn number(
     chunk: &mut [PacketBuf],
-    run: &Run<'_>,
-    packets: &[Leaving],
+    (run, packets): (&Run<'_>, &[Leaving]),
+    scribe: &Scribe,
     report: &mut Report,
 ) -> Range<u64> {
     let sa = &*run.sender.sa;
@@ -450,7 +456,7 @@ fn number(
         let next = sa.sequence.next();
         report.raise(SaEvent::SequenceLow { sa: sa.id, next });
     }
-    sa.usage.add(sent as u64, bytes, |reached| {
+    sa.usage.add(scribe, sent as u64, bytes, |reached| {
         report.raise(reached.event(sa.id));
     });
     // A dummy leaves alone.

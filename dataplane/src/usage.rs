@@ -1,11 +1,21 @@
 //! What an SA has carried, against what it may carry (RFC 4301 §4.4.2.1).
 //!
-//! Counted with one atomic add per run of packets. Because adds hand out disjoint intervals, each
-//! limit is crossed by exactly one run, whichever worker it belongs to: that one tells.
+//! Most SAs are used by one worker, and a locked instruction for each of their runs costs more than all else about counting. So
+//! the worker that first counts owns half of the counters and adds without a lock; all others share the other half:
+//!
+//! ```text
+//!   own       packets, bytes    the owner's: load, add, store
+//!   others    packets, bytes    everybody else's: locked adds
+//!   next      packets, bytes    nothing is to be told while the sums are below
+//! ```
+//!
+//! Nothing is lost either way. What a run adds is seen by others a moment later, so of runs that reach a limit together both may
+//! have missed it: then the next one tells. Each limit is told once.
 
-use esplane_api::{Lifetime, LifetimeUnit, Limits, Now, SaEvent, SaId};
+use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Relaxed};
+use esplane_api::{Lifetime, LifetimeUnit, Now, SaEvent, SaId};
 use std::{
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU32 as NumberOfScribes, Ordering},
     time::Duration,
 };
 
@@ -15,37 +25,70 @@ const UNITS: [LifetimeUnit; 3] = [
     LifetimeUnit::Seconds,
 ];
 
+/// Who counts: each worker has one of its own, and so knows which counters are its own.
+#[derive(Debug)]
+pub struct Scribe(u32);
+
+impl Scribe {
+    /// One that never owns an SA's counters: for who uses SAs that others use more.
+    pub const GUEST: Self = Self(0);
+
+    /// One more. Two never have the same number: when all are given away, guests follow.
+    pub fn new() -> Self {
+        static LAST: NumberOfScribes = NumberOfScribes::new(0);
+        let more = |last: u32| last.checked_add(1);
+        match LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more) {
+            Ok(last) => Self(last + 1),
+            Err(_) => Self::GUEST,
+        }
+    }
+}
+
+impl Default for Scribe {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// Packets and bytes of one SA, and its lifetime.
 ///
-/// What packets change lies on a cache line of its own: workers that share the SA send one line back and forth per run,
-/// and keep what they only read.
+/// What packets need and change is one cache line.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub struct Usage {
-    packets: AtomicU64,
-    bytes: AtomicU64,
-    soft: Marks,
-    hard: Marks,
+    own: Counters,
+    others: Counters,
+    next: Counters,
+    /// The scribe that counts in `own`; 0 as long as there is none.
+    owner: AtomicU32,
     /// 0, or for good 1 + the place in [`UNITS`] of the hard limit that was reached.
     ended: AtomicU8,
-    soft_seconds_told: AtomicBool,
+    /// Limits that have been told, a bit for each place in [`UNITS`]: soft ones from 1 on, hard ones from [`HARD`] on.
+    told: AtomicU8,
     lifetime: Lifetime,
     installed: Duration,
 }
 
-/// Limits of packets and bytes; the highest number where there is none.
-#[derive(Clone, Copy, Debug)]
-struct Marks {
-    packets: u64,
-    bytes: u64,
+/// In [`Usage::told`], the first hard limit.
+const HARD: u8 = 1 << 4;
+
+#[derive(Debug)]
+struct Counters {
+    packets: AtomicU64,
+    bytes: AtomicU64,
 }
 
-impl Marks {
-    fn new(limits: Limits) -> Self {
+impl Counters {
+    fn new((packets, bytes): (u64, u64)) -> Self {
         Self {
-            packets: limits.packets.unwrap_or(u64::MAX),
-            bytes: limits.bytes.unwrap_or(u64::MAX),
+            packets: AtomicU64::new(packets),
+            bytes: AtomicU64::new(bytes),
         }
+    }
+
+    #[inline]
+    fn get(&self) -> (u64, u64) {
+        (self.packets.load(Relaxed), self.bytes.load(Relaxed))
     }
 }
 
@@ -71,29 +114,38 @@ impl Reached {
 impl Usage {
     /// Of an SA installed now.
     pub fn new(lifetime: Lifetime, now: Now) -> Self {
-        Self {
-            packets: AtomicU64::new(0),
-            bytes: AtomicU64::new(0),
-            soft: Marks::new(lifetime.soft()),
-            hard: Marks::new(lifetime.hard()),
+        let usage = Self {
+            own: Counters::new((0, 0)),
+            others: Counters::new((0, 0)),
+            next: Counters::new((0, 0)),
+            owner: AtomicU32::new(0),
             ended: AtomicU8::new(0),
-            soft_seconds_told: AtomicBool::new(false),
+            told: AtomicU8::new(0),
             lifetime,
             installed: now.monotonic,
-        }
+        };
+        usage.place_marks();
+        usage
     }
 
     /// Packets carried.
     pub fn packets(&self) -> u64 {
-        self.packets.load(Relaxed)
+        self.carried().0
     }
 
     /// Inner bytes carried.
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
+        self.carried().1
+    }
+
+    #[inline]
+    fn carried(&self) -> (u64, u64) {
+        let (own, others) = (self.own.get(), self.others.get());
+        (own.0 + others.0, own.1 + others.1)
     }
 
     /// Whether a hard limit has been reached.
+    #[inline]
     pub fn ended(&self) -> bool {
         self.ended.load(Relaxed) != 0
     }
@@ -102,6 +154,81 @@ impl Usage {
     pub fn ended_by(&self) -> Option<LifetimeUnit> {
         let place = usize::from(self.ended.load(Relaxed)).checked_sub(1)?;
         UNITS.get(place).copied()
+    }
+
+    /// Counts a run that has been carried, and tells which limits are reached. Also an empty run tells what others have missed.
+    #[inline]
+    pub fn add(&self, scribe: &Scribe, packets: u64, bytes: u64, tell: impl FnMut(Reached)) {
+        if self.is_owned_by(scribe) {
+            let (packets_before, bytes_before) = self.own.get(); // nobody else changes them
+            self.own.packets.store(packets_before + packets, Relaxed);
+            self.own.bytes.store(bytes_before + bytes, Relaxed);
+        } else {
+            self.others.packets.fetch_add(packets, Relaxed);
+            self.others.bytes.fetch_add(bytes, Relaxed);
+        }
+        let (carried, next) = (self.carried(), self.next.get());
+        if carried.0 >= next.0 || carried.1 >= next.1 {
+            self.tell_reached(carried, tell);
+        }
+    }
+
+    /// The first one to ask is who owns it.
+    #[inline]
+    fn is_owned_by(&self, scribe: &Scribe) -> bool {
+        match self.owner.load(Relaxed) {
+            0 => self.take_over(scribe),
+            owner => owner == scribe.0,
+        }
+    }
+
+    #[cold]
+    fn take_over(&self, scribe: &Scribe) -> bool {
+        let taken = |owner: &AtomicU32| owner.compare_exchange(0, scribe.0, Relaxed, Relaxed);
+        scribe.0 != Scribe::GUEST.0 && taken(&self.owner).is_ok()
+    }
+
+    #[cold]
+    fn tell_reached(&self, (packets, bytes): (u64, u64), mut tell: impl FnMut(Reached)) {
+        let (soft, hard) = (self.lifetime.soft(), self.lifetime.hard());
+        let over = |carried: u64, limit: Option<u64>| limit.is_some_and(|limit| carried >= limit);
+        let over_soft = [over(packets, soft.packets), over(bytes, soft.bytes)];
+        let over_hard = [over(packets, hard.packets), over(bytes, hard.bytes)];
+        for (place, unit) in UNITS.into_iter().enumerate().take(2) {
+            if over_soft[place] && self.is_untold(1 << place) {
+                tell(Reached::Soft(unit));
+            }
+        }
+        for (place, unit) in UNITS.into_iter().enumerate().take(2) {
+            if over_hard[place] {
+                self.end(unit);
+                if self.is_untold(HARD << place) {
+                    tell(Reached::Hard(unit));
+                }
+            }
+        }
+        self.place_marks();
+    }
+
+    /// Whether nobody has told this; from now on the caller has.
+    fn is_untold(&self, bit: u8) -> bool {
+        self.told.fetch_or(bit, Relaxed) & bit == 0
+    }
+
+    /// The lowest limits that have not been told. Marks left behind by another worker, who knew less, cost one look more.
+    fn place_marks(&self) {
+        let told = self.told.load(Relaxed);
+        let (soft, hard) = (self.lifetime.soft(), self.lifetime.hard());
+        let lowest = |place: u8, soft: Option<u64>, hard: Option<u64>| {
+            let untold = |bit: u8, limit: Option<u64>| limit.filter(|_| told & bit == 0);
+            let limits = [untold(1 << place, soft), untold(HARD << place, hard)];
+            limits.into_iter().flatten().min().unwrap_or(u64::MAX)
+        };
+        let packets = lowest(0, soft.packets, hard.packets);
+        self.next.packets.store(packets, Relaxed);
+        self.next
+            .bytes
+            .store(lowest(1, soft.bytes, hard.bytes), Relaxed);
     }
 
     /// Ends it; `true` if it had not ended before.
@@ -115,36 +242,13 @@ impl Usage {
             .is_ok()
     }
 
-    /// Counts a run that has been carried, and tells which limits it reached.
-    #[inline]
-    pub fn add(&self, packets: u64, bytes: u64, mut tell: impl FnMut(Reached)) {
-        let packets_before = self.packets.fetch_add(packets, Relaxed);
-        let bytes_before = self.bytes.fetch_add(bytes, Relaxed);
-        let crossed = |before: u64, more: u64, limit: u64| {
-            before < limit && limit <= before.saturating_add(more)
-        };
-        if crossed(packets_before, packets, self.soft.packets) {
-            tell(Reached::Soft(LifetimeUnit::Packets));
-        }
-        if crossed(bytes_before, bytes, self.soft.bytes) {
-            tell(Reached::Soft(LifetimeUnit::Bytes));
-        }
-        if crossed(packets_before, packets, self.hard.packets) {
-            self.end(LifetimeUnit::Packets);
-            tell(Reached::Hard(LifetimeUnit::Packets));
-        }
-        if crossed(bytes_before, bytes, self.hard.bytes) {
-            self.end(LifetimeUnit::Bytes);
-            tell(Reached::Hard(LifetimeUnit::Bytes));
-        }
-    }
-
-    /// Whether this many packets and bytes may all still be carried: what [`Usage::room_for`] answers, without a look at
-    /// each packet.
+    /// Whether this many packets and bytes may certainly all still be carried, without a look at each packet; where not, ask
+    /// [`Usage::room_for`].
     #[inline]
     pub fn has_room_for_all(&self, packets: u64, bytes: u64) -> bool {
-        let packets_left = self.hard.packets.saturating_sub(self.packets());
-        let bytes_left = self.hard.bytes.saturating_sub(self.bytes());
+        let (carried, next) = (self.carried(), self.next.get());
+        let packets_left = next.0.saturating_sub(carried.0);
+        let bytes_left = next.1.saturating_sub(carried.1);
         !self.ended() && packets <= packets_left && bytes <= bytes_left
     }
 
@@ -154,8 +258,12 @@ impl Usage {
         if self.ended() {
             return 0;
         }
-        let packets_left = self.hard.packets.saturating_sub(self.packets());
-        let mut bytes_left = self.hard.bytes.saturating_sub(self.bytes());
+        let (carried, hard) = (self.carried(), self.lifetime.hard());
+        let left = |limit: Option<u64>, carried: u64| {
+            limit.map_or(u64::MAX, |limit| limit.saturating_sub(carried))
+        };
+        let packets_left = left(hard.packets, carried.0);
+        let mut bytes_left = left(hard.bytes, carried.1);
         let within = bytes.take_while(|bytes| {
             let begins = bytes_left > 0;
             bytes_left = bytes_left.saturating_sub(*bytes as u64);
@@ -175,8 +283,7 @@ impl Usage {
             if self.end(LifetimeUnit::Seconds) {
                 tell(Reached::Hard(LifetimeUnit::Seconds));
             }
-        } else if over(self.lifetime.soft().seconds) && !self.soft_seconds_told.swap(true, Relaxed)
-        {
+        } else if over(self.lifetime.soft().seconds) && self.is_untold(1 << 2) {
             tell(Reached::Soft(LifetimeUnit::Seconds));
         }
     }
@@ -185,6 +292,7 @@ impl Usage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use esplane_api::Limits;
 
     fn limited(soft: Limits, hard: Limits) -> Usage {
         Usage::new(Lifetime::new(soft, hard).unwrap(), Now::default())
@@ -200,9 +308,9 @@ mod tests {
     #[test]
     fn each_limit_is_told_by_the_run_that_reaches_it_and_by_no_other() {
         let usage = limited(packets(10), packets(20));
-        let mut told = Vec::new();
+        let (scribe, mut told) = (Scribe::new(), Vec::new());
         for _ in 0..8 {
-            usage.add(4, 400, |reached| told.push(reached));
+            usage.add(&scribe, 4, 400, |reached| told.push(reached));
         }
         let unit = LifetimeUnit::Packets;
         assert_eq!(told, [Reached::Soft(unit), Reached::Hard(unit)]);
@@ -220,7 +328,7 @@ mod tests {
         };
         let usage = limited(Limits::NONE, bytes);
         assert_eq!(usage.room_for([100; 5].into_iter()), 3);
-        usage.add(3, 300, |_| {});
+        usage.add(&Scribe::GUEST, 3, 300, |_| {});
         assert_eq!(usage.room_for([100; 5].into_iter()), 0);
     }
 
@@ -239,5 +347,46 @@ mod tests {
         let unit = LifetimeUnit::Seconds;
         assert_eq!(told, [(5, Reached::Soft(unit)), (9, Reached::Hard(unit))]);
         assert_eq!(usage.room_for([1].into_iter()), 0);
+    }
+
+    #[test]
+    fn workers_count_together_and_each_limit_is_told_once() {
+        let (workers, runs) = (4, 10_000);
+        let all = workers * runs * 3;
+        let usage = limited(packets(all / 3), packets(all));
+        let told = std::sync::Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for number in 0..workers {
+                let (usage, told) = (&usage, &told);
+                let scribe = if number == 3 {
+                    Scribe::GUEST
+                } else {
+                    Scribe::new()
+                };
+                scope.spawn(move || {
+                    for _ in 0..runs {
+                        usage.add(&scribe, 3, 7, |reached| told.lock().unwrap().push(reached));
+                    }
+                });
+            }
+        });
+        usage.add(&Scribe::GUEST, 0, 0, |reached| {
+            told.lock().unwrap().push(reached)
+        });
+        assert_eq!((usage.packets(), usage.bytes()), (all, all / 3 * 7));
+        let unit = LifetimeUnit::Packets;
+        let told = told.into_inner().unwrap();
+        assert_eq!(told, [Reached::Soft(unit), Reached::Hard(unit)]);
+    }
+
+    #[test]
+    fn a_run_at_the_soft_limit_still_has_room() {
+        let usage = limited(packets(10), packets(20));
+        let (scribe, sizes) = (Scribe::new(), [100; 12]);
+        assert!(!usage.has_room_for_all(12, 1200), "a closer look is needed");
+        assert_eq!(usage.room_for(sizes.into_iter()), 12);
+        usage.add(&scribe, 12, 1200, |_| {});
+        assert!(usage.has_room_for_all(8, 800) && !usage.has_room_for_all(9, 900));
+        assert_eq!(usage.room_for(sizes.into_iter()), 8);
     }
 }

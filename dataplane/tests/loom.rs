@@ -2,8 +2,12 @@
 //! nothing here.
 #![cfg(loom)]
 
-use esplane_api::{Esn, SequenceStart, WindowSize};
-use esplane_dataplane::{replay::ReplayWindow, sequence::SequenceCounter};
+use esplane_api::{Esn, Lifetime, LifetimeUnit::Packets, Limits, Now, SequenceStart, WindowSize};
+use esplane_dataplane::{
+    replay::ReplayWindow,
+    sequence::SequenceCounter,
+    usage::{Reached, Scribe, Usage},
+};
 use loom::{sync::Arc, thread};
 
 /// The numbers of `run` that the window takes.
@@ -106,5 +110,34 @@ fn workers_reserve_every_number_once_and_none_past_the_end() {
         all.dedup();
         assert_eq!(all.len(), count, "one number twice");
         assert!(all.iter().all(|number| (last - 4..=last).contains(number)));
+    });
+}
+
+/// Whoever comes first owns the counters that need no lock; nobody's packets are lost, and the limit they reach together is told
+/// once: by one of them, or by who comes next.
+#[test]
+fn workers_count_every_packet_and_tell_a_limit_once() {
+    loom::model(|| {
+        let soft = Limits {
+            packets: Some(6),
+            ..Limits::NONE
+        };
+        let lifetime = Lifetime::new(soft, Limits::NONE).unwrap();
+        let usage = Arc::new(Usage::new(lifetime, Now::default()));
+        let count = |usage: &Usage| {
+            let (scribe, mut told) = (Scribe::new(), 0);
+            usage.add(&scribe, 3, 100, |reached| {
+                assert_eq!(reached, Reached::Soft(Packets));
+                told += 1;
+            });
+            told
+        };
+        let other = {
+            let usage = usage.clone();
+            thread::spawn(move || count(&usage))
+        };
+        let mut told = count(&usage) + other.join().unwrap();
+        usage.add(&Scribe::GUEST, 0, 0, |_| told += 1);
+        assert_eq!((usage.packets(), usage.bytes(), told), (6, 200, 1));
     });
 }
