@@ -585,7 +585,7 @@ def garbage_on_the_port_changes_nothing(world):
             data = recorded[number % len(recorded)] if number % 2 else os.urandom(number % 1400)
             stranger.sendto(data, (berlin.v4, 4500))
             if number % 50 == 0:
-                assert berlin.echo(oslo.inner_v4), "traffic flows on"
+                assert berlin.echo(oslo.inner_v4, timeout=5), "traffic flows on"  # however busy the machine
     status = a.status()["peers"][0]
     assert (status["handshakes"], status["endpoint"]) == (handshakes, f"{oslo.v4}:4500"), status
     assert unexpected(a).keys() & {"unknown_spi", "replay_duplicate", "esp_truncated"}, unexpected(a)

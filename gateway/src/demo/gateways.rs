@@ -5,7 +5,7 @@ use super::{
     DemoError,
     interrupt::Interrupt,
     namespaces::Namespace,
-    topology::{A, B, Site, Topology, lengthen_queue},
+    topology::{A, B, Site, Topology},
     wiretap::ESP_PORT,
 };
 use crate::{keys, show, status::Status};
@@ -59,9 +59,8 @@ impl Gateways {
             g1: start(&topology.g1, A, (B, "g2"), &public2)?,
             g2: start(&topology.g2, B, (A, "g1"), &public1)?,
         };
-        for (gateway, namespace) in [(&gateways.g1, &topology.g1), (&gateways.g2, &topology.g2)] {
+        for gateway in [&gateways.g1, &gateways.g2] {
             gateway.wait_until_it_answers(interrupt)?;
-            lengthen_queue(namespace, INTERFACE)?;
         }
         Ok(gateways)
     }

@@ -362,14 +362,10 @@ impl Report {
     }
 }
 
-/// Unexpected and expected drops of both gateways. What their kernels dropped before the TUN's queues stands in `drops_kernel`
-/// already, where it may be a packet of the kernel's own; whether one of ours was lost, the generators know.
+/// Unexpected and expected drops of both gateways.
 fn drops(statuses: &[Status; 2]) -> (BTreeMap<String, u64>, BTreeMap<String, u64>) {
     let (mut unexpected, mut expected) = (BTreeMap::new(), BTreeMap::new());
     for (name, count) in statuses.iter().flat_map(|status| &status.drops) {
-        if reason(name) == Some(DropReason::InnerOverrun) {
-            continue;
-        }
         let by_design = reason(name).is_some_and(DropReason::is_expected);
         let map = if by_design {
             &mut expected

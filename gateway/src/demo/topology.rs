@@ -296,11 +296,3 @@ async fn bring_up(netlink: &Netlink, name: &str, mtu: u32) -> Result<u32, Netlin
     netlink.set_up(link).await?;
     Ok(link)
 }
-
-/// Gives the reader of a gateway's TUN device time: the kernel drops what exceeds its queue.
-pub fn lengthen_queue(gateway: &Namespace, interface: &str) -> Result<(), DemoError> {
-    configure(gateway, async |netlink| {
-        let link = netlink.link_index(interface).await?;
-        netlink.set_queue_packets(link, QUEUE_PACKETS).await
-    })
-}
