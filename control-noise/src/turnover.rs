@@ -13,8 +13,8 @@
 //! with: at most [`MOST_PENDING`] + 1 + [`MOST_OLD`].
 
 use crate::timers::{CONFIRM_MOST, GRACE, PENDING_MOST, PENDING_YOUNG};
-use esplane_api::{AeadSuite, Direction, OuterPath, SaCommand, SaId, SaParams, Spi, TunnelId};
-use std::{collections::VecDeque, time::Duration};
+use esplane_api::{AeadSuite, Direction, SaCommand, SaId, SaParams, Spi, TunnelId};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 /// Answers that wait for their confirmation at once; more than one only while answers get lost.
 pub(crate) const MOST_PENDING: usize = 3;
@@ -168,7 +168,7 @@ impl Turnover {
         &mut self,
         now: Duration,
         inbound: Spi,
-        path: Option<OuterPath>,
+        endpoint: Option<SocketAddr>,
     ) -> FirstPacket {
         if let Some(current) = &mut self.current
             && current.inbound.contains(&inbound)
@@ -206,7 +206,9 @@ impl Turnover {
         }
         generation.confirmed = true;
         for sa in &mut outbound {
-            sa.path = path.unwrap_or(sa.path); // the peer may have moved meanwhile
+            // The peer may have moved meanwhile; from which of our ports an SA leaves stays its own affair.
+            let moved = endpoint.and_then(|endpoint| sa.path.moved_to(endpoint).ok());
+            sa.path = moved.unwrap_or(sa.path);
         }
         self.switch(now, generation, outbound, &mut commands);
         self.start_grace(now);
@@ -393,7 +395,7 @@ fn install(sas: Vec<SaParams>) -> Vec<SaCommand> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use esplane_api::{Esn, KeyMaterial, Lifetime, SequenceStart, UdpEncap, WindowSize};
+    use esplane_api::{Esn, KeyMaterial, Lifetime, OuterPath, SequenceStart, UdpEncap, WindowSize};
     use std::collections::BTreeSet;
 
     const SCHEDULE: Schedule = Schedule {
@@ -477,6 +479,32 @@ mod tests {
                 "order {order:#b} leaves {installed:?}"
             );
         }
+    }
+
+    #[test]
+    fn an_answer_follows_a_peer_that_moved_before_it_was_confirmed_and_keeps_its_own_port() {
+        let (now, mut answer) = (Duration::ZERO, sas(302));
+        let encap = UdpEncap {
+            local_port: 20_001,
+            remote_port: 4500,
+        };
+        let path = answer.outbound[1].path;
+        answer.outbound[1].path = OuterPath::new(path.local(), path.remote(), Some(encap)).unwrap();
+        let mut turnover = Turnover::new(TunnelId(1));
+        turnover.stage(now, answer, SCHEDULE);
+        let moved: SocketAddr = "198.51.100.7:61000".parse().unwrap();
+        let first = turnover.first_packet(now, Spi::new(302).unwrap(), Some(moved));
+        let FirstPacket::Switched { commands, .. } = first else {
+            panic!("the peer has confirmed it");
+        };
+        let paths = commands.iter().filter_map(|command| match command {
+            SaCommand::Install(sa) => Some(sa.path),
+            _ => None,
+        });
+        let ends: Vec<_> = paths
+            .map(|path| (path.encap().unwrap().local_port, path.remote_socket()))
+            .collect();
+        assert_eq!(ends, [(4500, moved), (20_001, moved), (4500, moved)]);
     }
 
     #[test]

@@ -61,8 +61,8 @@ impl Peer {
 
     /// The peer sends with a key that is new to us.
     pub(super) fn handle_first_packet(&mut self, ctx: &mut Context, now: Now, inbound: Spi) {
-        let path = self.endpoint.and_then(|endpoint| path(ctx, endpoint));
-        match self.sas.first_packet(now.monotonic, inbound, path) {
+        let first = self.sas.first_packet(now.monotonic, inbound, self.endpoint);
+        match first {
             FirstPacket::Switched { commands, replaces } => {
                 self.end_attempt(ctx);
                 ctx.commands(commands);
