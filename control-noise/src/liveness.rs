@@ -15,6 +15,7 @@ pub(crate) struct Liveness {
     unanswered_since: Option<Duration>,
     /// The peer wants to hear from us by then.
     answer_due: Option<Duration>,
+    /// NATs have seen something from the port that the peer answers to.
     last_sent: Duration,
     silent: bool,
 }
@@ -24,6 +25,8 @@ pub(crate) struct Liveness {
 pub(crate) struct LivenessPolicy {
     pub keepalive: Option<Duration>,
     pub dead_after: Option<Duration>,
+    /// What we send may leave from other ports than the one that the peer answers to, and then keeps nothing open.
+    pub several_ports: bool,
 }
 
 /// What is to be done.
@@ -62,7 +65,9 @@ impl Liveness {
             self.silent = false;
         }
         if sent {
-            self.last_sent = now;
+            if !policy.several_ports {
+                self.last_sent = now;
+            }
             self.answer_due = None;
             if !heard {
                 self.unanswered_since.get_or_insert(now);
@@ -126,6 +131,7 @@ mod tests {
     const POLICY: LivenessPolicy = LivenessPolicy {
         keepalive: None,
         dead_after: Some(Duration::from_secs(15)),
+        several_ports: false,
     };
 
     fn seconds(seconds: u64) -> Duration {
@@ -196,6 +202,7 @@ mod tests {
         let policy = LivenessPolicy {
             keepalive: Some(seconds(20)),
             dead_after: None,
+            several_ports: false,
         };
         let mut liveness = Liveness::default();
         liveness.reset(seconds(5));
@@ -205,5 +212,23 @@ mod tests {
             Some(LivenessAction::SendDummy)
         );
         assert_eq!(liveness.deadline(policy), Some(seconds(45)));
+    }
+
+    /// Workers that send from ports of their own would let a NAT forget the one to which the peer answers.
+    #[test]
+    fn what_leaves_from_other_ports_puts_no_keepalive_off() {
+        for (several_ports, at_20) in [(false, None), (true, Some(LivenessAction::SendDummy))] {
+            let policy = LivenessPolicy {
+                keepalive: Some(seconds(20)),
+                dead_after: None,
+                several_ports,
+            };
+            let mut liveness = Liveness::default();
+            for second in 0..20 {
+                liveness.observe(seconds(second), &activity(second, 0, second), policy);
+                assert_eq!(liveness.due(seconds(second), policy), None);
+            }
+            assert_eq!(liveness.due(seconds(20), policy), at_20);
+        }
     }
 }

@@ -439,6 +439,10 @@ impl Peer {
         LivenessPolicy {
             keepalive: seconds(self.config.keepalive_seconds),
             dead_after: seconds(self.config.dead_after_seconds),
+            several_ports: self
+                .sas
+                .current()
+                .is_some_and(|generation| generation.outbound.len() > 1),
         }
     }
 }
