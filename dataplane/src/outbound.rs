@@ -65,8 +65,81 @@ impl<'t> Departure<'t> {
                 run.end = end;
                 run.bytes += bytes;
             }
-            _ => self.runs.push(Run { sender, end, bytes }),
+            _ => {
+                // On its way while the chunk's other packets are looked at.
+                sender.sa.prefetch();
+                self.runs.push(Run { sender, end, bytes });
+            }
         }
+    }
+
+    /// For a chunk of several SAs: each SA's packets become one run, in the order in which they came, and what a run needs of
+    /// its SA is asked for.
+    #[inline]
+    fn group(&mut self) {
+        if self.runs.len() > 2 {
+            self.merge_runs();
+        }
+        if self.runs.len() > 1 {
+            self.runs.iter().for_each(|run| run.sender.prefetch());
+        }
+    }
+
+    /// Finds the runs of one SA by a table of its own, and sorts packets by run.
+    #[inline(never)]
+    fn merge_runs(&mut self) {
+        const PLACES: usize = 8 * CHUNK_PACKETS; // so that few runs ask for the same
+        const FREE: u8 = u8::MAX;
+        let (mut places, mut merged) = ([FREE; PLACES], Chunk::<Run<'t>>::new());
+        let mut merged_into = [0_u8; CHUNK_PACKETS];
+        let mut begin = 0;
+        for (run, into) in self.runs.iter().zip(&mut merged_into) {
+            let packets = run.end - begin;
+            begin = run.end;
+            let address = ptr::from_ref(run.sender).addr() as u32;
+            let mut at = (address.wrapping_mul(0x9e37_79b9) >> 23) as usize;
+            loop {
+                *into = places[at % PLACES];
+                match merged.get_mut(usize::from(*into)) {
+                    Some(known) if ptr::eq(known.sender, run.sender) => {
+                        known.end += packets;
+                        known.bytes += run.bytes;
+                        break;
+                    }
+                    Some(_) => at += 1,
+                    None => {
+                        *into = merged.len() as u8;
+                        places[at % PLACES] = *into;
+                        let (sender, bytes) = (run.sender, run.bytes);
+                        merged.push(Run {
+                            sender,
+                            end: packets,
+                            bytes,
+                        });
+                        break;
+                    }
+                }
+            }
+        }
+        if merged.len() == self.runs.len() {
+            return; // each SA had one run
+        }
+        // So far an end is a length.
+        let (mut next, mut end) = ([0_usize; CHUNK_PACKETS], 0);
+        for (run, next) in merged.iter_mut().zip(&mut next) {
+            *next = end as usize;
+            end += run.end;
+            run.end = end;
+        }
+        let mut sorted = self.packets.clone();
+        for ((_, packets), into) in self.runs().zip(merged_into) {
+            let next = &mut next[usize::from(into)];
+            if let Some(place) = sorted.get_mut(*next..*next + packets.len()) {
+                place.copy_from_slice(packets);
+            }
+            *next += packets.len();
+        }
+        (self.runs, self.packets) = (merged, sorted);
     }
 
     /// The runs with their packets.
@@ -139,6 +212,7 @@ impl Outbound {
                 departure: &mut departure,
                 report,
             });
+            departure.group();
             // 5: sequence; 6: crypt; 7: finish
             let departure = (&departure, &self.scribe);
             seal(tables, arena, chunk, outers, departure, report);

@@ -5,6 +5,7 @@
 
 use crate::{
     AeadKey,
+    aead::prefetch,
     replay::ReplayWindow,
     sequence::SequenceCounter,
     spd::{Selectors, TunnelSlot},
@@ -36,6 +37,14 @@ pub struct OutboundSa {
 }
 
 impl OutboundSa {
+    /// Asks for what a packet needs of the record itself.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(&self.key);
+        prefetch(&self.sequence);
+        self.usage.prefetch();
+    }
+
     /// What it has done.
     pub fn statistics(&self) -> SaStatistics {
         SaStatistics {

@@ -121,6 +121,16 @@ pub(crate) struct Sender {
     pub activity: Arc<Activity>,
 }
 
+impl Sender {
+    /// Asks for what a packet needs beside the SA's own record: call it once that has been asked for.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(&*self.sa.sequence);
+        prefetch(&*self.activity);
+        self.sa.key.prefetch();
+    }
+}
+
 /// What a tunnel has carried over all its SAs.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {

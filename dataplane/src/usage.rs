@@ -12,7 +12,10 @@
 //! Nothing is lost either way. What a run adds is seen by others a moment later, so of runs that reach a limit together both may
 //! have missed it: then the next one tells. Each limit is told once.
 
-use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Relaxed};
+use crate::{
+    aead::prefetch,
+    atomic::{AtomicU8, AtomicU32, AtomicU64, Relaxed},
+};
 use esplane_api::{Lifetime, LifetimeUnit, Now, SaEvent, SaId};
 use std::{
     sync::atomic::{AtomicU32 as NumberOfScribes, Ordering},
@@ -126,6 +129,12 @@ impl Usage {
         };
         usage.place_marks();
         usage
+    }
+
+    /// Asks for what packets need of it.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(&self.own); // and what lies beside it
     }
 
     /// Packets carried.

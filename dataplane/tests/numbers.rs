@@ -52,6 +52,114 @@ fn extended_numbers_cross_two_to_the_thirty_two_both_ways() {
     assert_eq!(west.status(Direction::Outbound).sequence, HALF + 39);
 }
 
+/// Seeded; the dataplane works SA by SA, and nobody can tell.
+#[test]
+fn packets_of_many_sas_keep_their_places_and_each_sa_its_order() {
+    const SITES: [&str; 5] = [
+        "10.2.0.0/24",
+        "10.2.1.0/24",
+        "10.2.2.0/24",
+        "10.2.3.0/24",
+        "10.2.4.0/24",
+    ];
+    /// What the last site may be sent.
+    const LIMIT: u64 = 5;
+    let (mut west, mut east) = (
+        Gateway::new(OuterHeaders::Written),
+        Gateway::new(OuterHeaders::Written),
+    );
+    for (site, remote) in (0_u32..).zip(SITES) {
+        let hard = Limits {
+            packets: (site == 4).then_some(LIMIT),
+            ..Limits::NONE
+        };
+        let scene = Scene {
+            local: vec!["10.1.0.0/16"],
+            remote: vec![remote],
+            lifetime: Lifetime::new(Limits::NONE, hard).unwrap(),
+            ..Scene::default()
+        };
+        let (tunnel, spi, key) = (TunnelId(site + 1), spi(0x1000 + site), site as u8 + 1);
+        let own = |mut params: TunnelParams| {
+            params.id = tunnel;
+            params.name = format!("site-{site}");
+            for policy in &mut params.policies {
+                policy.action = PolicyAction::Protect(tunnel);
+            }
+            SaCommand::DefineTunnel(params)
+        };
+        let path = OuterPath::new(ip("192.0.2.1"), ip(&format!("192.0.2.{}", 10 + site)), None);
+        west.apply(vec![
+            own(scene.tunnel_of_west()),
+            SaCommand::Install(SaParams {
+                tunnel,
+                path: path.unwrap(),
+                ..scene.outbound(spi, key)
+            }),
+        ]);
+        east.apply(vec![
+            own(scene.tunnel_of_east()),
+            SaCommand::Install(SaParams {
+                tunnel,
+                lifetime: Lifetime::UNLIMITED,
+                ..scene.inbound(spi, key)
+            }),
+        ]);
+    }
+
+    let (mut seed, mut numbers) = (7_u32, [0_u64; 5]);
+    for packets in [64, 3, 1, 130] {
+        let mut random = |below: u32| {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 16) % below
+        };
+        let sites: Vec<usize> = (0..packets).map(|_| random(5) as usize).collect();
+        let sent: Vec<Vec<u8>> = sites
+            .iter()
+            .map(|site| {
+                let (source, destination) = (ip("10.1.0.1"), ip(&format!("10.2.{site}.9")));
+                let payload = udp(1000, 53, random(300) as usize);
+                ipv4(source, destination, 17, random(64) as u8 * 4, &payload)
+            })
+            .collect();
+        let sealed = west.send(&sent);
+        for ((site, inner), (verdict, data, outer)) in sites.iter().zip(&sent).zip(&sealed) {
+            let number = &mut numbers[*site];
+            if *site == 4 && *number == LIMIT {
+                let late = Verdict::Drop(DropReason::OutboundLifetimeExpired);
+                assert_eq!(*verdict, late);
+                continue;
+            }
+            *number += 1;
+            assert_eq!(*verdict, Verdict::Forward);
+            assert_eq!(
+                (&data[16..20], data[1]),
+                (&[192, 0, 2, 10 + *site as u8][..], inner[1])
+            );
+            assert_eq!(
+                (outer.remote.ip(), outer.tos),
+                (ip(&format!("192.0.2.{}", 10 + site)), inner[1])
+            );
+            assert_eq!(data[20..24], (0x1000 + *site as u32).to_be_bytes());
+            assert_eq!(iv(&data[20..]), *number);
+        }
+        let arriving: Vec<_> = sealed
+            .iter()
+            .zip(&sent)
+            .filter(|((verdict, ..), _)| *verdict == Verdict::Forward)
+            .collect();
+        let received = east.receive(
+            arriving
+                .iter()
+                .map(|((_, data, _), _)| (data.as_slice(), Outer::NONE)),
+        );
+        for ((_, inner), (verdict, data, _)) in arriving.into_iter().zip(received) {
+            assert_eq!((verdict, &data), (Verdict::Forward, inner));
+        }
+    }
+    assert_eq!(numbers[4], LIMIT);
+}
+
 #[test]
 fn an_sa_that_lost_its_high_half_finds_it_again() {
     let scene = Scene::default();
