@@ -54,6 +54,15 @@ impl OuterPath {
         self.encap
     }
 
+    /// The same path from another UDP port of ours; a path in plain ESP has none.
+    pub fn from_port(&self, local_port: u16) -> Result<Self, PathError> {
+        let encap = self.encap.map(|encap| UdpEncap {
+            local_port,
+            ..encap
+        });
+        Self::new(self.local, self.remote, encap)
+    }
+
     /// Where to send: the peer's address, with its port where ESP travels in UDP, else port 0.
     pub fn remote_socket(&self) -> SocketAddr {
         SocketAddr::new(self.remote, self.encap.map_or(0, |encap| encap.remote_port))

@@ -29,7 +29,8 @@ pub struct SaParams {
     /// Where an outbound SA starts to count; what an inbound one takes begins at `first`.
     pub sequence: SequenceStart,
     /// Outbound: the one worker that sends with it (a resource-specific SA, RFC 9611 §2). `None`: the fallback SA,
-    /// of all workers that have none of their own.
+    /// of all workers that have none of their own. Inbound: that the peer sends with it so, and perhaps from a UDP port
+    /// of that worker; only the fallback SA tells at which port the peer is.
     pub worker: Option<u16>,
 }
 

@@ -22,6 +22,9 @@ pub struct NodeConfig {
     /// 32 bytes from the operating system's random source: all randomness of the engine comes from
     /// them. Never the same twice outside of tests.
     pub seed: [u8; 32],
+    /// UDP ports of ours from which the workers from 1 on send with SAs that are theirs alone
+    /// ([`PeerConfig::parallel_sas`]), in this order; those for whom there is none send from `listen_port`.
+    pub worker_ports: Vec<u16>,
     /// Inbound SPIs that are taken already, by static SAs.
     pub reserved_spis: Vec<Spi>,
     /// When to ask strangers for a cookie, and what to refuse altogether.

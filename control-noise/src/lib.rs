@@ -29,6 +29,7 @@
 //!     private_key: ours,
 //!     listen_port: 4500,
 //!     local: None,
+//!     worker_ports: vec![],
 //!     seed: [3; 32], // and 32 more
 //!     reserved_spis: vec![],
 //!     under_load: LoadPolicy::default(),

@@ -377,15 +377,16 @@ fn finish_run(
         // Only the newest packet tells where the peer is: an old one may come late from where it was.
         if let (Some(newest), Some(tunnel)) = (newest, tunnel) {
             let packet = &chunk[usize::from(newest)];
-            note_endpoint(tunnel, outers.of(packet), report);
+            note_endpoint(sa, tunnel, outers.of(packet), report);
         }
         carried.count((sa, scribe), tunnel, report);
     }
 }
 
-/// Follows the peer to where its newest authentic packet comes from.
+/// Follows the peer to where its newest authentic packet comes from. Of what workers of the peer's send, perhaps from ports of
+/// their own, only the address counts.
 #[inline]
-fn note_endpoint(tunnel: &Tunnel, outer: &Outer, report: &mut Report) {
+fn note_endpoint(sa: &InboundSa, tunnel: &Tunnel, outer: &Outer, report: &mut Report) {
     let Tunnel {
         id,
         sender: Some(sender),
@@ -397,7 +398,8 @@ fn note_endpoint(tunnel: &Tunnel, outer: &Outer, report: &mut Report) {
     };
     let (remote, known) = (outer.remote, sender.header.path().remote_socket());
     // Address and port; not what a socket adds to them (IPv6 scope, flow).
-    if remote.ip() != known.ip() || outer.udp && remote.port() != known.port() {
+    let port_counts = outer.udp && !sa.of_worker;
+    if remote.ip() != known.ip() || port_counts && remote.port() != known.port() {
         report.raise(SaEvent::EndpointMoved {
             tunnel: *id,
             remote,

@@ -70,6 +70,8 @@ pub struct InboundSa {
     pub window: Arc<ReplayWindow>,
     /// Whether its packets come in UDP.
     pub in_udp: bool,
+    /// Whether one worker of the peer's sends with it ([`esplane_api::SaParams::worker`]).
+    pub of_worker: bool,
     /// What its packets may carry.
     pub selectors: Selectors,
     /// What it has carried.
@@ -155,6 +157,7 @@ mod tests {
             esn: Esn::On,
             window: Arc::new(ReplayWindow::new(WindowSize::DEFAULT, 0)),
             in_udp: false,
+            of_worker: false,
             selectors: Selectors::default(),
             usage: Usage::new(Lifetime::UNLIMITED, Now::default()),
             authentication_failures: AtomicU64::default(),

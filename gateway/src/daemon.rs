@@ -92,7 +92,13 @@ async fn start(
         }
         _ => "none".to_owned(),
     };
-    let mut node = Node::new(engine(&config)?, TableWriter::new(settings, aead));
+    let own_ports = outer.iter().skip(1).map_while(OuterSockets::own_port);
+    let own_ports: Vec<u16> = own_ports.collect();
+    let arrival = where_esp_arrives(&config, &own_ports);
+    let mut node = Node::new(
+        engine(&config, own_ports)?,
+        TableWriter::new(settings, aead),
+    );
     if let Some(strongswan) = &config.strongswan {
         node = node.with_importer(Takeover::importer(strongswan));
     }
@@ -114,7 +120,7 @@ async fn start(
     info!(
         "node `{}`: {}, interface {} (MTU {mtu}), {count} workers, AEAD {}, offloads: {offloads}",
         config.name,
-        where_esp_arrives(&config),
+        arrival,
         config.interface.name,
         aead.name()
     );
@@ -185,6 +191,13 @@ fn open_outer(
         &[]
     };
     let outer = OuterSockets::open_group(own, config.uses_plain_esp(), workers)?;
+    let with_port =
+        |(worker, sockets): (usize, OuterSockets)| match config.worker_ports.of_worker(worker) {
+            Some(port) => sockets.with_own_port(own, port),
+            None => Ok(sockets),
+        };
+    let outer = outer.into_iter().enumerate().map(with_port);
+    let outer: Vec<OuterSockets> = outer.collect::<Result<_, _>>()?;
     let Some(strongswan) = &config.strongswan else {
         return Ok((outer, None));
     };
@@ -194,7 +207,7 @@ fn open_outer(
     Ok((outer.collect(), Some(filter)))
 }
 
-fn where_esp_arrives(config: &Config) -> String {
+fn where_esp_arrives(config: &Config, own_ports: &[u16]) -> String {
     let own = config
         .uses_own_port()
         .then(|| format!("listening on {}", config.listen));
@@ -202,11 +215,14 @@ fn where_esp_arrives(config: &Config) -> String {
         .strongswan
         .as_ref()
         .map(|strongswan| format!("beside strongSwan on UDP port {}", strongswan.port));
-    let all: Vec<String> = own.into_iter().chain(shared).collect();
+    let ports: Vec<String> = own_ports.iter().map(u16::to_string).collect();
+    let also =
+        (!ports.is_empty()).then(|| format!("workers send from ports {} too", ports.join(", ")));
+    let all: Vec<String> = own.into_iter().chain(shared).chain(also).collect();
     all.join(", ")
 }
 
-fn engine(config: &Config) -> Started<Engine> {
+fn engine(config: &Config, worker_ports: Vec<u16>) -> Started<Engine> {
     // A node with manual keys alone has nobody to show a Noise key to; any will do.
     let private_key = match &config.private_key {
         Some(key) => key.clone(),
@@ -218,6 +234,7 @@ fn engine(config: &Config) -> Started<Engine> {
         listen_port: config.listen.port(),
         local: (!local.is_unspecified()).then_some(local),
         seed: *keys::random()?,
+        worker_ports,
         reserved_spis: config.static_sas.iter().map(|sa| sa.inbound.spi).collect(),
         under_load: LoadPolicy::default(),
     })?)

@@ -132,6 +132,37 @@ def workers_send_with_sas_of_their_own(world):
     assert unexpected(a) == {} and unexpected(b) == {}
 
 
+def workers_send_from_ports_of_their_own(world):
+    """So that the other end's network card tells their flows apart; the peer is where the fallback SA comes from, and may move."""
+    own = "parallel_sas: 2\n    rekey: { seconds: 6 }"
+    world.configure(berlin=own, oslo=own)
+    for daemon in world.daemons:
+        with daemon.config_file.open("a") as file:
+            file.write("worker_ports: 20001\n")
+    a, b = world.start()
+    berlin, oslo = world.machines
+    eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
+    assert all("workers send from ports 20001 too" in daemon.log() for daemon in (a, b)), a.log()
+    for _ in range_for(seconds=7):
+        assert berlin.echo(oslo.inner_v4, 200, timeout=2)
+    for daemon, peer in ((a, oslo), (b, berlin)):
+        ports = {(sa.get("worker", 0), sa["path"]["encap"]["local_port"]) for sa in daemon.status()["sas"] if sa["direction"] == "outbound"}
+        assert ports == {(0, 4500), (1, 20001)}, ports
+        assert daemon.status()["peers"][0]["endpoint"] == f"{peer.v4}:4500"
+    sent = {(f[26:30], int.from_bytes(f[34:36], "big")) for f in world.tap.datagrams(4500)}
+    both = {(socket.inet_aton(machine.v4), port) for machine in (berlin, oslo) for port in (4500, 20001)}
+    assert sent == both, sent
+    # Nothing moved, however the ports alternate; then oslo moves.
+    assert not [line for line in (a.log() + b.log()).splitlines() if "is at" in line and "20001" in line]
+    oslo.ip("address", "delete", f"{oslo.v4}/24", "dev", "eth0")
+    oslo.ip("address", "add", "192.0.2.22/24", "dev", "eth0")
+    for _ in range(20):
+        oslo.echo(berlin.inner_v4, 200)
+    assert berlin.echo(oslo.inner_v4, 200, timeout=2)
+    eventually(lambda: a.status()["peers"][0]["endpoint"] == "192.0.2.22:4500", "berlin knows where oslo is, by its fallback SA", 30)
+    assert unexpected(a) == {} and unexpected(b) == {}
+
+
 def nothing_leaves_in_clear_when_the_peer_is_down(world):
     world.configure()
     a, _ = world.daemons
@@ -641,6 +672,7 @@ STORIES = [
     a_large_transfer_over_tcp_arrives_whole,
     rekeys_under_traffic_lose_nothing,
     workers_send_with_sas_of_their_own,
+    workers_send_from_ports_of_their_own,
     nothing_leaves_in_clear_when_the_peer_is_down,
     a_reload_adds_a_network,
     a_failed_reload_changes_nothing,

@@ -268,7 +268,7 @@ impl Peer {
         let mut commands = Vec::new();
         self.follow(ctx, now, from, &mut commands);
         let inbound = (&ours, keys.to_initiator);
-        let sas = self.negotiated(path, suite, inbound, (spis, keys.to_responder));
+        let sas = self.negotiated(ctx, path, suite, inbound, (spis, keys.to_responder));
         let schedule = self.schedule(ctx, now, Role::Initiator);
         let rekey = self.sas.current().is_some();
         commands.extend(self.sas.activate(now.monotonic, sas, schedule));

@@ -52,15 +52,16 @@ impl Peer {
     }
 
     /// The SAs of a handshake. Of the peer's we use no more than we offer it ourselves: the fallback SA, and one for each of
-    /// the workers from 1 on (worker 0 has the fallback SA).
+    /// the workers from 1 on (worker 0 has the fallback SA), from a port of its own where it has one.
     pub(super) fn negotiated(
         &self,
+        ctx: &Context,
         path: OuterPath,
         suite: AeadSuite,
         inbound: (&Spis, Vec<KeyMaterial>),
         outbound: (&Spis, Vec<KeyMaterial>),
     ) -> Sas {
-        let sa = |direction, spi, key, worker| SaParams {
+        let sa = |direction, spi, key, path, worker| SaParams {
             tunnel: self.config.id,
             direction,
             spi,
@@ -78,10 +79,14 @@ impl Peer {
             inbound.0.all().zip(inbound.1),
             outbound.0.all().zip(outbound.1),
         );
-        let inbound = inbound.map(|(spi, key)| sa(Direction::Inbound, spi, key, None));
+        let inbound = inbound.zip(0..).map(|((spi, key), place)| {
+            let worker = (place > 0).then_some(place);
+            sa(Direction::Inbound, spi, key, path, worker)
+        });
         let outbound = outbound.take(most).zip(0..).map(|((spi, key), place)| {
             let worker = (place > 0).then_some(place);
-            sa(Direction::Outbound, spi, key, worker)
+            let path = from_port_of(ctx, path, worker);
+            sa(Direction::Outbound, spi, key, path, worker)
         });
         Sas {
             inbound: inbound.collect(),
@@ -128,6 +133,14 @@ pub(super) fn same_sas(one: &PeerConfig, other: &PeerConfig) -> bool {
     same_psk
         && (one.public_key, &one.suites, one.esn, one.kem)
             == (other.public_key, &other.suites, other.esn, other.kem)
+}
+
+/// The path as a worker takes it.
+fn from_port_of(ctx: &Context, path: OuterPath, worker: Option<u16>) -> OuterPath {
+    let place = worker.and_then(|worker| worker.checked_sub(1));
+    let port = place.and_then(|place| ctx.node.worker_ports.get(usize::from(place)));
+    port.and_then(|port| path.from_port(*port).ok())
+        .unwrap_or(path)
 }
 
 /// From us to there, ESP in UDP between the same ports as the handshake's.

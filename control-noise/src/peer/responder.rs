@@ -135,7 +135,7 @@ impl Peer {
         };
         self.peer_window_packets = offer.window_packets;
         let outbound = (&offer.spis, keys.to_initiator);
-        let sas = self.negotiated(path, suite, (&spis, keys.to_responder), outbound);
+        let sas = self.negotiated(ctx, path, suite, (&spis, keys.to_responder), outbound);
         let schedule = self.schedule(ctx, now, Role::Responder);
         commands.extend(self.sas.stage(now.monotonic, sas, schedule));
         ctx.commands(commands);

@@ -57,6 +57,7 @@ pub fn node_config(key: StaticSecretKey, seed: u8) -> NodeConfig {
         listen_port: 4500,
         local: None,
         seed: [seed; 32],
+        worker_ports: Vec::new(),
         reserved_spis: Vec::new(),
         under_load: LoadPolicy::default(),
     }

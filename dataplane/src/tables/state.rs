@@ -518,6 +518,7 @@ impl Inbound {
             esn: params.esn,
             window: window.unwrap_or_else(fresh),
             in_udp: params.path.encap().is_some(),
+            of_worker: params.worker.is_some(),
             selectors: Selectors::new(&params.selectors),
             usage: Usage::new(params.lifetime, context.now),
             authentication_failures: Default::default(),

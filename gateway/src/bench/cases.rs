@@ -431,6 +431,7 @@ fn handshake(clock: &Clock) -> Measured {
                 listen_port: 4500,
                 local: None,
                 seed: [seed; 32],
+                worker_ports: Vec::new(),
                 reserved_spis: Vec::new(),
                 under_load: LoadPolicy::default(),
             };

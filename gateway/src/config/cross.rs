@@ -28,6 +28,7 @@ pub(super) fn check(
     if let Some((listen, strongswan)) = beside {
         shared_port(p, document, listen, strongswan);
     }
+    worker_ports(p, document, peers);
     names(p, document);
     public_keys(p, document, private_key, peers);
     spis(p, document, static_sas);
@@ -37,6 +38,23 @@ pub(super) fn check(
     own_addresses(p, &routes, interface);
     if document.install_routes != Some(false) {
         routing_loops(p, document, &routes, peers, static_sas);
+    }
+}
+
+/// Only SAs of single workers leave from ports of their own.
+fn worker_ports(p: &mut Problems<'_>, document: &Document, peers: &[Option<Peer>]) {
+    let Some(at) = &document.worker_ports else {
+        return;
+    };
+    let has_several = |peer: &Option<Peer>| peer.as_ref().is_none_or(|peer| peer.parallel_sas > 1);
+    if !peers.iter().any(has_several) {
+        p.add(
+            at.referenced,
+            "worker_ports",
+            format_args!(
+                "no peer has SAs for single workers, which alone leave from such ports; give one `parallel_sas: 2` or more, or leave this out"
+            ),
+        );
     }
 }
 

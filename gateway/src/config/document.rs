@@ -23,6 +23,7 @@ pub(super) struct Document {
     pub install_routes: Option<bool>,
     pub route_metric: Option<At<u64>>,
     pub workers: Option<At<String>>,
+    pub worker_ports: Option<At<String>>,
     pub busy_poll: Option<bool>,
     pub outer: Option<DriverDocument>,
     pub inner: Option<DriverDocument>,

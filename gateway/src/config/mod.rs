@@ -14,7 +14,7 @@
 //!
 //! | live | needs a restart ([`Config::restart_needed`]) |
 //! |---|---|
-//! | `peers`, `static_sas`, `strongswan.routes`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `busy_poll`, `outer`, `inner`, the rest of `strongswan`, `api`, `log.format`, the first static SA in plain ESP, beside strongSwan the first peer or static SA in UDP |
+//! | `peers`, `static_sas`, `strongswan.routes`, `log.level`, `install_routes`, `route_metric` | `name`, `private_key_file`, `state_dir`, `listen`, `interface`, `workers`, `worker_ports`, `busy_poll`, `outer`, `inner`, the rest of `strongswan`, `api`, `log.format`, the first static SA in plain ESP, beside strongSwan the first peer or static SA in UDP |
 //!
 //! Peers whose settings did not change keep their SAs.
 
@@ -82,6 +82,8 @@ pub struct Config {
     pub route_metric: u32,
     /// How many worker threads.
     pub workers: Workers,
+    /// Ports of their own from which workers send.
+    pub worker_ports: WorkerPorts,
     /// Whether workers look for packets all the time instead of sleeping.
     pub busy_poll: bool,
     /// Network cards that packets pass without the kernel's stack.
@@ -147,6 +149,36 @@ pub enum Workers {
     Auto,
     /// As given.
     Count(NonZeroUsize),
+}
+
+/// UDP ports from which workers from the second on send with SAs that are theirs alone (`parallel_sas`), so that the other end's
+/// network card and kernel, which tell flows by ports, spread one tunnel over their queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerPorts {
+    /// All send from the port on which they listen.
+    None,
+    /// The kernel chooses them.
+    Auto,
+    /// The second worker's; the next one has the next.
+    From(u16),
+}
+
+/// As many as workers that can have SAs of their own: 16, and the first one sends with the fallback SA.
+pub const WORKER_PORTS_MAX: usize = 15;
+
+impl WorkerPorts {
+    /// Of a worker, by its number from 0; port 0 leaves the choice to the kernel.
+    pub fn of_worker(self, worker: usize) -> Option<u16> {
+        let place = worker.checked_sub(1)?;
+        if place >= WORKER_PORTS_MAX {
+            return None;
+        }
+        match self {
+            Self::None => None,
+            Self::Auto => Some(0),
+            Self::From(first) => first.checked_add(u16::try_from(place).ok()?),
+        }
+    }
 }
 
 impl Workers {
@@ -293,6 +325,7 @@ impl Config {
             ("listen", self.listen == new.listen),
             ("interface", self.interface == new.interface),
             ("workers", self.workers == new.workers),
+            ("worker_ports", self.worker_ports == new.worker_ports),
             ("busy_poll", self.busy_poll == new.busy_poll),
             ("outer", self.drivers.outer == new.drivers.outer),
             ("inner", self.drivers.inner == new.drivers.inner),

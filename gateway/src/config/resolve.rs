@@ -3,7 +3,7 @@
 use super::{
     Api, Config, ConfigError, DEFAULT_API_LISTEN, DEFAULT_API_SOCKET, DEFAULT_LISTEN,
     DEFAULT_LISTEN_BESIDE_CHARON, DEFAULT_STATE_DIR, Interface, InterfaceAddress, Log, LogFormat,
-    Mtu, StaticSaContext, Workers, cross,
+    Mtu, StaticSaContext, WORKER_PORTS_MAX, WorkerPorts, Workers, cross,
     document::{ApiDocument, At, Document, InterfaceDocument, LogDocument},
     drivers, peers,
     problem::Problems,
@@ -36,6 +36,7 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
     let strongswan = strongswan.map(|document| strongswan::strongswan(p, document));
     let interface = interface(p, &document.interface);
     let workers = workers(p, document.workers.as_ref());
+    let worker_ports = worker_ports(p, document.worker_ports.as_ref(), listen);
     let drivers = drivers::drivers(p, document.outer.as_ref(), document.inner.as_ref());
     let route_metric = number(
         p,
@@ -67,12 +68,22 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
     );
 
     let complete = problems.is_empty();
-    match (name, listen, interface, workers, drivers, api, log) {
+    match (
+        name,
+        listen,
+        interface,
+        workers,
+        worker_ports,
+        drivers,
+        api,
+        log,
+    ) {
         (
             Some(name),
             Some(listen),
             Some(interface),
             Some(workers),
+            Some(worker_ports),
             Some(drivers),
             Some(api),
             Some(log),
@@ -88,6 +99,7 @@ pub(super) fn config(file: &Path, text: &str, document: Document) -> Result<Conf
             install_routes: document.install_routes.unwrap_or(true),
             route_metric: route_metric.map_or(DEFAULT_ROUTE_METRIC, |metric| metric as u32),
             workers,
+            worker_ports,
             busy_poll: document.busy_poll.unwrap_or(false),
             drivers,
             peers: peers.into_iter().flatten().collect(),
@@ -346,6 +358,37 @@ fn workers(p: &mut Problems<'_>, at: Option<&At<String>>) -> Option<Workers> {
             .and_then(|count| NonZeroUsize::new(count as usize))
             .map_or(Workers::Auto, Workers::Count),
     )
+}
+
+/// As many ports as may be in use must lie beside the one on which all listen.
+fn worker_ports(
+    p: &mut Problems<'_>,
+    at: Option<&At<String>>,
+    listen: Option<SocketAddr>,
+) -> Option<WorkerPorts> {
+    let Some(at) = at else {
+        return Some(WorkerPorts::None);
+    };
+    let most = WORKER_PORTS_MAX as u64;
+    let highest = u64::from(u16::MAX) + 1 - most;
+    let Some(first) = auto_or_number(p, Some(at), "worker_ports", 1..=highest)? else {
+        return Some(WorkerPorts::Auto);
+    };
+    let all = first..first + most;
+    if let Some(port) = listen.map(|listen| listen.port())
+        && all.contains(&port.into())
+    {
+        p.add(
+            at.referenced,
+            "worker_ports",
+            format_args!(
+                "workers may use the ports {first} to {}, and all listen on {port}; begin above {port} or so far below",
+                all.end - 1
+            ),
+        );
+        return None;
+    }
+    Some(WorkerPorts::From(first as u16))
 }
 
 fn api(p: &mut Problems<'_>, document: &ApiDocument) -> Option<Api> {

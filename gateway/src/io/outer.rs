@@ -13,7 +13,8 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6},
 };
 
-/// UDP sockets, at most one of each family, and raw sockets, as one driver.
+/// UDP sockets, at most one of each family for the port that all workers listen on and one more of each for a port of this worker's
+/// own, and raw sockets, as one driver.
 pub struct OuterSockets {
     udp: Vec<UdpOuter>,
     raw: Option<RawEsp>,
@@ -28,11 +29,31 @@ pub struct OuterSockets {
 struct Sends {
     v4: Option<usize>,
     v6: Option<usize>,
+    /// From the worker's own port, if it has one: the port, and the two sockets.
+    own: Option<(u16, Option<usize>, Option<usize>)>,
 }
 
 impl Sends {
+    /// The first sockets that reach each family.
+    fn by_first(udp: &[UdpOuter]) -> Self {
+        let first = |remote: IpAddr| udp.iter().position(|socket| socket.reaches(remote));
+        Self {
+            v4: first(Ipv4Addr::LOCALHOST.into()),
+            v6: first(Ipv6Addr::LOCALHOST.into()),
+            own: None,
+        }
+    }
+
     fn to(self, remote: IpAddr) -> Option<usize> {
         if remote.is_ipv4() { self.v4 } else { self.v6 }
+    }
+
+    fn socket_for(self, outer: &Outer) -> Option<usize> {
+        match self.own {
+            Some((port, v4, _)) if port == outer.local_port && outer.remote.is_ipv4() => v4,
+            Some((port, _, v6)) if port == outer.local_port => v6,
+            _ => self.to(outer.remote.ip()),
+        }
     }
 }
 
@@ -64,18 +85,34 @@ impl OuterSockets {
 
     /// Of sockets opened before. The first UDP socket that reaches a family sends to it.
     pub fn new(udp: Vec<UdpOuter>, raw: Option<RawEsp>) -> Self {
-        let first = |remote: IpAddr| udp.iter().position(|socket| socket.reaches(remote));
-        let sends = Sends {
-            v4: first(Ipv4Addr::LOCALHOST.into()),
-            v6: first(Ipv6Addr::LOCALHOST.into()),
-        };
         Self {
+            sends: Sends::by_first(&udp),
             udp,
             raw,
             shared: None,
-            sends,
             turn: 0,
         }
+    }
+
+    /// The same, and a port besides from which this worker alone sends, if that is what a packet's outer side says; what arrives
+    /// there is received as well. Port 0 lets the kernel choose one.
+    pub fn with_own_port(mut self, listen: &[SocketAddr], port: u16) -> Result<Self, SocketError> {
+        let (mut port, mut own) = (port, Vec::new());
+        for address in listen {
+            let socket = UdpOuter::open_alone(SocketAddr::new(address.ip(), port))?;
+            port = socket.port(); // the same for both families
+            own.push(socket);
+        }
+        let (sends, behind) = (Sends::by_first(&own), self.udp.len());
+        let at = |place: Option<usize>| place.map(|place| behind + place);
+        self.sends.own = (port != 0).then(|| (port, at(sends.v4), at(sends.v6)));
+        self.udp.extend(own);
+        Ok(self)
+    }
+
+    /// The port from which this worker alone sends.
+    pub fn own_port(&self) -> Option<u16> {
+        self.sends.own.map(|(port, ..)| port)
     }
 
     /// The same, and ESP in UDP besides on a port that another program owns.
@@ -111,6 +148,7 @@ impl OuterSockets {
         let shared = self.shared.as_ref().map(SharedPort::another_sender);
         let mut sockets = Self::new(udp?, raw.transpose()?);
         sockets.shared = shared.transpose()?;
+        sockets.sends = self.sends;
         Ok(OuterTransmitter(sockets))
     }
 }
@@ -138,7 +176,7 @@ impl Driver for OuterSockets {
             let claims = |outer: &Outer| {
                 outer.udp
                     && Some(outer.local_port) != shared_port
-                    && sends.to(outer.remote.ip()) == Some(index)
+                    && sends.socket_for(outer) == Some(index)
             };
             sent += socket.transmit_claimed(batch, claims, drops);
         }
@@ -181,7 +219,7 @@ impl OuterSockets {
         let carried = |outer: &Outer| match &self.shared {
             _ if !outer.udp => self.raw.as_ref().is_some_and(|raw| raw.claims(outer)),
             Some(shared) if shared.port() == outer.local_port => shared.claims(outer),
-            _ => self.sends.to(outer.remote.ip()).is_some(),
+            _ => self.sends.socket_for(outer).is_some(),
         };
         let lost = batch
             .packets()
@@ -252,6 +290,48 @@ mod tests {
                 (0, 1),
                 "{remote}"
             );
+        }
+    }
+
+    #[test]
+    fn a_worker_sends_from_its_own_port_what_is_said_to_leave_there_and_receives_there_too() {
+        let receivers = ["127.0.0.1:0", "[::1]:0"].map(|at| std::net::UdpSocket::bind(at).unwrap());
+        for listen in [&["127.0.0.1:0", "[::1]:0"][..], &["[::]:0"]] {
+            let listen: Vec<SocketAddr> = listen.iter().map(|at| at.parse().unwrap()).collect();
+            let sockets = OuterSockets::open_group(&listen, false, 1)
+                .unwrap()
+                .remove(0);
+            assert_eq!(sockets.own_port(), None);
+            let mut sockets = sockets.with_own_port(&listen, 0).unwrap();
+            let own = sockets.own_port().unwrap();
+            assert_ne!(own, sockets.port());
+            for receiver in &receivers {
+                let to = receiver.local_addr().unwrap();
+                let mut drops = DropCounters::default();
+                let mut batch = forwarded(&to.to_string(), true);
+                for port in [own, 4500, 0] {
+                    let outer = Outer {
+                        local_port: port,
+                        ..batch.outer_of(&batch.packets()[0])
+                    };
+                    batch.set_outer(0, outer);
+                    assert_eq!(sockets.transmit(&batch, &mut drops).packets, 1);
+                    let (_, from) = receiver.recv_from(&mut [0; 16]).unwrap();
+                    assert_eq!(from.port() == own, port == own, "{from} for {port}");
+                }
+                let back = SocketAddr::new(to.ip(), own);
+                receiver.send_to(b"esp", back).unwrap();
+                let mut arrived = Batch::new(4, 2048);
+                for _ in 0..100 {
+                    sockets.receive(&mut arrived, &mut drops).unwrap();
+                    if !arrived.is_empty() {
+                        break;
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(10));
+                }
+                assert_eq!(arrived.outer_of(&arrived.packets()[0]).remote, to);
+                assert_eq!(drops, DropCounters::default());
+            }
         }
     }
 

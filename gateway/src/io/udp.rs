@@ -133,6 +133,21 @@ impl UdpOuter {
         Ok(group)
     }
 
+    /// Opens one that shares its port with no other.
+    pub fn open_alone(listen: SocketAddr) -> Result<Self, SocketError> {
+        let opened = || {
+            let socket = open(listen, false)?;
+            let listen = SocketAddr::new(listen.ip(), local_port(socket.as_fd())?);
+            Self::over(socket, listen)
+        };
+        let mut socket = opened().map_err(|source| SocketError {
+            doing: format!("send from UDP {listen}"),
+            source,
+        })?;
+        socket.set_offloads(true);
+        Ok(socket)
+    }
+
     /// Lets the kernel take and deliver several packets as one message, if it can. Answers what is on.
     pub(super) fn set_offloads(&mut self, on: bool) -> UdpOffloads {
         self.offloads = self.socket.set_offloads(on);

@@ -20,6 +20,7 @@ fn node() -> Node {
         listen_port: 4501,
         local: None,
         seed: [2; 32],
+        worker_ports: Vec::new(),
         reserved_spis: Vec::new(),
         under_load: LoadPolicy::default(),
     });

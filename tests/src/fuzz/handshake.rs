@@ -66,6 +66,7 @@ fn engines() -> (Engine, Engine) {
             listen_port: 4500,
             local: None,
             seed: random.bytes32(),
+            worker_ports: Vec::new(),
             reserved_spis: Vec::new(),
             under_load: LoadPolicy::default(),
         })

@@ -91,6 +91,7 @@ impl Gateway {
             listen_port: spec.address.port(),
             local: None,
             seed: random.bytes32(),
+            worker_ports: Vec::new(),
             reserved_spis: Vec::new(),
             under_load: spec.under_load,
         })

@@ -28,6 +28,13 @@ const WRONG_VALUES: &[(&str, &str)] = &[
     ("listen: «example.net:4500\n", "no ADDRESS:PORT"),
     ("workers: «0\n", "use auto or 1 to 256"),
     ("workers: «all\n", "use auto or"),
+    ("worker_ports: «none\n", "use auto or 1 to 65521"),
+    ("worker_ports: «65522\n", "use auto or 1 to 65521"),
+    ("worker_ports: «4490\n", "all listen on 4500"),
+    (
+        "worker_ports: «auto\n$PEER parallel_sas: 1 }\n",
+        "give one `parallel_sas: 2` or more",
+    ),
     ("api: { listen: «localhost }\n", "no ADDRESS:PORT"),
     ("api: { socket: «esplane.sock }\n", "an absolute path"),
     ("api: { «port: 1 }\n", "unknown key `port`"),
