@@ -152,6 +152,7 @@ impl Site {
             ..PeerConfig::new(TunnelId(1), "hub", hub.key)
         };
         let spec = GatewaySpec {
+            worker_ports: Vec::new(),
             name: format!("site-{number}"),
             private_key: key(number),
             address: socket.local_addr()?,

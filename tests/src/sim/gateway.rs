@@ -36,6 +36,8 @@ pub struct GatewaySpec {
     pub private_key: StaticSecretKey,
     /// Where it listens.
     pub address: SocketAddr,
+    /// Ports from which its workers from 1 on send with SAs of their own.
+    pub worker_ports: Vec<u16>,
     /// When it asks strangers for cookies.
     pub under_load: LoadPolicy,
     /// Its peers.
@@ -65,6 +67,8 @@ pub struct Gateway {
     pub spec: GatewaySpec,
     /// Where its packets come from now; changes when it roams.
     pub address: SocketAddr,
+    /// What a NAT adds to its workers' ports.
+    pub nat_shift: u16,
     /// The real thing.
     pub node: Node,
     /// Packets dropped by its dataplane.
@@ -91,7 +95,7 @@ impl Gateway {
             listen_port: spec.address.port(),
             local: None,
             seed: random.bytes32(),
-            worker_ports: Vec::new(),
+            worker_ports: spec.worker_ports.clone(),
             reserved_spis: Vec::new(),
             under_load: spec.under_load,
         })
@@ -107,6 +111,7 @@ impl Gateway {
             .expect("valid peers");
         let mut gateway = Self {
             address: spec.address,
+            nat_shift: 0,
             spec,
             node,
             drops: DropCounters::default(),
@@ -183,7 +188,13 @@ impl Gateway {
     pub(super) fn act(&mut self, now: Now) {
         while let Some(action) = self.node.poll_action() {
             match action {
-                Action::Send { to, datagram } => self.post(to, datagram, None),
+                Action::Send { to, datagram } => {
+                    let outer = Outer {
+                        remote: to,
+                        ..Outer::NONE
+                    };
+                    self.post(outer, datagram, None);
+                }
                 Action::SendDummy(tunnel) => self.send_dummy(tunnel),
                 Action::TablesChanged => self.retry_held(),
                 Action::StaticSaEnded(event) => self.ended.push(event),
@@ -278,8 +289,8 @@ impl Gateway {
             match sealed.verdict {
                 Verdict::Forward => {
                     let data = self.batch.data(index).to_vec();
-                    let remote = self.batch.outer_of(&sealed).remote;
-                    self.post(remote, data, number_of(packet));
+                    let outer = self.batch.outer_of(&sealed);
+                    self.post(outer, data, number_of(packet));
                 }
                 Verdict::Hold(_) => self.hold(packet.clone()),
                 Verdict::Drop(_) => {}
@@ -311,14 +322,24 @@ impl Gateway {
             &mut self.batch,
             &mut self.report,
         ) {
-            let remote = self.batch.outer_of(&self.batch.packets()[0]).remote;
+            let outer = self.batch.outer_of(&self.batch.packets()[0]);
             let data = self.batch.data(0).to_vec();
-            self.post(remote, data, None);
+            self.post(outer, data, None);
         }
     }
 
-    fn post(&mut self, to: SocketAddr, payload: Vec<u8>, carries: Option<u64>) {
-        let from = self.address;
+    /// What of the network's it receives: its address, and the ports of its workers there.
+    pub(super) fn is_at(&self, to: SocketAddr) -> bool {
+        let ports = self.spec.worker_ports.iter();
+        let mut ports = ports.map(|port| port + self.nat_shift);
+        to == self.address || to.ip() == self.address.ip() && ports.any(|port| port == to.port())
+    }
+
+    fn post(&mut self, outer: Outer, payload: Vec<u8>, carries: Option<u64>) {
+        let (to, mut from) = (outer.remote, self.address);
+        if self.spec.worker_ports.contains(&outer.local_port) {
+            from.set_port(outer.local_port + self.nat_shift);
+        }
         self.outbox.push(Datagram {
             from,
             to,

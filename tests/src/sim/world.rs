@@ -285,6 +285,7 @@ impl World {
     pub fn spec(&mut self, index: usize) -> GatewaySpec {
         const NAMES: [&str; 4] = ["berlin", "oslo", "quito", "tokyo"];
         GatewaySpec {
+            worker_ports: Vec::new(),
             name: NAMES[index].to_owned(),
             private_key: StaticSecretKey::generate(self.random.bytes32()),
             under_load: LoadPolicy::default(),
@@ -334,7 +335,7 @@ impl World {
         match self
             .gateways
             .iter_mut()
-            .find(|gateway| gateway.address == datagram.to)
+            .find(|gateway| gateway.is_at(datagram.to))
         {
             Some(gateway) => gateway.receive(now, datagram.from, &datagram.payload),
             None => {
