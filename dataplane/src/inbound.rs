@@ -181,9 +181,11 @@ fn check_mixed<'t>(
     arrival: &mut Arrival<'t>,
     report: &mut Report,
 ) {
+    // Packets of one SA go together, in the order in which they came: they are one run.
+    let (groups, next) = by_spi(classified);
     let mut sas: Chunk<Option<&'t InboundSa>> = Chunk::new();
-    for its in classified {
-        let sa = tables.sad.find(its.spi);
+    for group in &groups {
+        let sa = tables.sad.find(group.spi);
         if let Some(sa) = sa {
             prefetch(sa);
         }
@@ -192,11 +194,57 @@ fn check_mixed<'t>(
     for sa in sas.iter().flatten() {
         sa.prefetch();
     }
-    for (its, sa) in classified.iter().zip(&sas) {
-        if let Some(packet) = chunk.get_mut(usize::from(its.at)) {
-            arrival.take(tables, arena, packet, its, *sa, report);
+    for (group, sa) in groups.iter().zip(sas) {
+        let mut place = group.first;
+        while let Some(its) = classified.get(usize::from(place)) {
+            if let Some(packet) = chunk.get_mut(usize::from(its.at)) {
+                arrival.take(tables, arena, packet, its, sa, report);
+            }
+            place = next[usize::from(place)];
         }
     }
+}
+
+/// Packets with one SPI: the first and, so far, the last of them.
+struct Group {
+    spi: u32,
+    first: u8,
+    last: u8,
+}
+
+/// No packet: there are fewer.
+const NONE: u8 = u8::MAX;
+
+/// Packets by SPI, and for each the next one with the same.
+#[inline]
+fn by_spi(classified: &Chunk<Classified>) -> (Chunk<Group>, [u8; CHUNK_PACKETS]) {
+    const PLACES: usize = 8 * CHUNK_PACKETS; // so that few SPIs ask for the same
+    let (mut places, mut groups) = ([NONE; PLACES], Chunk::<Group>::new());
+    let mut next = [NONE; CHUNK_PACKETS];
+    for (number, its) in (0_u8..).zip(classified) {
+        let mut at = (its.spi.wrapping_mul(0x9e37_79b9) >> 23) as usize;
+        loop {
+            let place = &mut places[at % PLACES];
+            match groups.get_mut(usize::from(*place)) {
+                Some(group) if group.spi == its.spi => {
+                    next[usize::from(group.last)] = number;
+                    group.last = number;
+                    break;
+                }
+                Some(_) => at += 1,
+                None => {
+                    *place = groups.len() as u8;
+                    groups.push(Group {
+                        spi: its.spi,
+                        first: number,
+                        last: number,
+                    });
+                    break;
+                }
+            }
+        }
+    }
+    (groups, next)
 }
 
 /// What step 3 has found out about a packet.

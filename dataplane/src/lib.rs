@@ -76,19 +76,19 @@
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters. Locked
 //! instructions of a run are two outbound and three inbound (one more for each further 32 numbers), and two more where another worker
 //! counts without a lock (`usage.rs`). Packets of several SAs in turn pay it each, and for memory, some fifteen cache lines of SA, key
-//! and counters. Against that, outbound the packets of one SA are one run wherever they stand among the 64 that go through the
-//! steps together; inbound they are not yet. Both ask for records, counters and keys before they are needed.
+//! and counters. Against that, the packets of one SA are one run wherever they stand among the 64 that go through the steps
+//! together, and records, counters and keys are asked for before they are needed.
 //!
 //! | SAs in turn, 64 bytes | out | in |
 //! |---|---|---|
-//! | 1 | 103 | 114 |
-//! | 10 | 152 | 252 |
-//! | 1,000 | 228 | 280 |
-//! | 10,000 | 220 | 310 |
-//! | 100,000 | 420 | 745 |
+//! | 1 | 103 | 110 |
+//! | 10 | 152 | 154 |
+//! | 1,000 | 228 | 279 |
+//! | 10,000 | 220 | 293 |
+//! | 100,000 | 420 | 758 |
 //!
 //! (`cargo bench -p esplane-dataplane -- bound_path` at 4.52 GHz, minima of windows of 64 packets. At 10,000 and beyond medians are much
-//! higher, 249 and 538 at 10,000, 731 and 1164 at 100,000: a minimum is a window whose records were in a nearer cache.)
+//! higher, 249 and 696 at 10,000, 731 and 1141 at 100,000: a minimum is a window whose records were in a nearer cache.)
 //!
 //! # Where we deviate, and why
 //!

@@ -143,18 +143,18 @@ fn packets_of_many_sas_keep_their_places_and_each_sa_its_order() {
             assert_eq!(data[20..24], (0x1000 + *site as u32).to_be_bytes());
             assert_eq!(iv(&data[20..]), *number);
         }
+        // Each comes twice in a row, and the first one counts.
         let arriving: Vec<_> = sealed
             .iter()
             .zip(&sent)
             .filter(|((verdict, ..), _)| *verdict == Verdict::Forward)
             .collect();
-        let received = east.receive(
-            arriving
-                .iter()
-                .map(|((_, data, _), _)| (data.as_slice(), Outer::NONE)),
-        );
-        for ((_, inner), (verdict, data, _)) in arriving.into_iter().zip(received) {
-            assert_eq!((verdict, &data), (Verdict::Forward, inner));
+        let twice = arriving.iter().flat_map(|sealed| [sealed, sealed]);
+        let received = east.receive(twice.map(|((_, data, _), _)| (data.as_slice(), Outer::NONE)));
+        for ((_, inner), both) in arriving.into_iter().zip(received.chunks(2)) {
+            assert_eq!((both[0].0, &both[0].1), (Verdict::Forward, inner));
+            let late = Verdict::Drop(DropReason::ReplayDuplicate);
+            assert_eq!(both[1].0, late);
         }
     }
     assert_eq!(numbers[4], LIMIT);
