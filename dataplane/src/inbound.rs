@@ -421,13 +421,12 @@ fn finish_run(
     });
     if carried.packets > 0 {
         sa.note_authentic(|event| report.raise(event));
-        let tunnel = tables.tunnel(sa.tunnel);
         // Only the newest packet tells where the peer is: an old one may come late from where it was.
-        if let (Some(newest), Some(tunnel)) = (newest, tunnel) {
+        if let (Some(newest), Some(tunnel)) = (newest, tables.tunnel(sa.tunnel)) {
             let packet = &chunk[usize::from(newest)];
             note_endpoint(sa, tunnel, outers.of(packet), report);
         }
-        carried.count((sa, scribe), tunnel, report);
+        carried.count((sa, scribe), report);
     }
 }
 
@@ -526,23 +525,15 @@ impl Carried {
         self.dummies += u64::from(verdict == Verdict::Drop(DropReason::DummyPacket));
     }
 
-    fn count(
-        self,
-        (sa, scribe): (&InboundSa, &Scribe),
-        tunnel: Option<&Tunnel>,
-        report: &mut Report,
-    ) {
+    fn count(self, (sa, scribe): (&InboundSa, &Scribe), report: &mut Report) {
         sa.usage.add(scribe, self.packets, self.bytes, |reached| {
             report.raise(reached.event(sa.id));
         });
-        if let Some(Tunnel { activity, .. }) = tunnel {
-            let data_packets = self.packets - self.dummies;
-            activity
-                .received_data_packets
-                .fetch_add(data_packets, Relaxed);
-            if self.dummies > 0 {
-                activity.received_dummies.fetch_add(self.dummies, Relaxed);
-            }
+        let activity = &*sa.activity;
+        let data_packets = self.packets - self.dummies;
+        activity.received_data_packets.add(scribe, data_packets);
+        if self.dummies > 0 {
+            activity.received_dummies.fetch_add(self.dummies, Relaxed);
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, TunnelId};
-use std::{iter::Zip, net::IpAddr, ops::Range, ptr, slice, sync::atomic::Ordering::Relaxed};
+use std::{iter::Zip, net::IpAddr, ops::Range, ptr, slice};
 
 /// Packets that go through the steps together, at most: bounds what lies on the stack.
 pub(crate) const CHUNK_PACKETS: usize = 64;
@@ -537,7 +537,7 @@ fn number(
     let is_data = |packet: &Leaving| packet.next_header != protocol::NO_NEXT_HEADER;
     if packets.first().is_some_and(is_data) {
         let counter = &run.sender.activity.sent_data_packets;
-        counter.fetch_add(sent as u64, Relaxed);
+        counter.add(scribe, sent as u64);
     }
     numbers
 }

@@ -9,6 +9,7 @@ use crate::{
     replay::ReplayWindow,
     sequence::SequenceCounter,
     spd::{Selectors, TunnelSlot},
+    tables::Activity,
     usage::Usage,
 };
 use esplane_api::{Esn, SaEvent, SaId, SaStatistics};
@@ -76,6 +77,8 @@ pub struct InboundSa {
     pub selectors: Selectors,
     /// What it has carried.
     pub usage: Usage,
+    /// What its tunnel has carried.
+    pub(crate) activity: Arc<Activity>,
     /// Packets with a wrong ICV.
     pub authentication_failures: AtomicU64,
     /// Packets refused by the window.
@@ -93,6 +96,7 @@ impl InboundSa {
         self.window.prefetch();
         self.key.prefetch();
         self.selectors.prefetch();
+        prefetch(&*self.activity);
     }
 
     /// What it has done.
@@ -160,6 +164,7 @@ mod tests {
             of_worker: false,
             selectors: Selectors::default(),
             usage: Usage::new(Lifetime::UNLIMITED, Now::default()),
+            activity: Arc::default(),
             authentication_failures: AtomicU64::default(),
             replays: AtomicU64::default(),
             failures_in_a_row: AtomicU32::default(),

@@ -28,6 +28,7 @@ use crate::{
     sad::{OutboundSa, Sad},
     spd::{Spd, TunnelSlot},
     tunnel::OuterHeader,
+    usage::Tally,
 };
 use esplane_api::{TunnelActivity, TunnelId};
 use places::Places;
@@ -96,7 +97,6 @@ impl Tables {
 pub(crate) struct Tunnel {
     pub id: TunnelId,
     pub roaming: bool,
-    pub activity: Arc<Activity>,
     /// What sends for workers that have nothing of their own (the fallback SA, RFC 9611 §2).
     pub sender: Option<Sender>,
     /// What sends for one worker alone, by its number; mostly none.
@@ -131,20 +131,21 @@ impl Sender {
     }
 }
 
-/// What a tunnel has carried over all its SAs.
+/// What a tunnel has carried over all its SAs. One cache line.
 #[derive(Debug, Default)]
+#[repr(align(64))]
 pub(crate) struct Activity {
-    pub sent_data_packets: AtomicU64,
-    pub received_data_packets: AtomicU64,
+    pub sent_data_packets: Tally,
+    pub received_data_packets: Tally,
     pub received_dummies: AtomicU64,
 }
 
 impl Activity {
     fn read(&self, tunnel: TunnelId) -> TunnelActivity {
-        let received_data_packets = self.received_data_packets.load(Relaxed);
+        let received_data_packets = self.received_data_packets.get();
         TunnelActivity {
             tunnel,
-            sent_data_packets: self.sent_data_packets.load(Relaxed),
+            sent_data_packets: self.sent_data_packets.get(),
             received_data_packets,
             received_packets: received_data_packets + self.received_dummies.load(Relaxed),
         }

@@ -53,6 +53,63 @@ impl Default for Scribe {
     }
 }
 
+/// Whose a counter's own half is: a scribe's number, 0 as long as it is nobody's.
+#[derive(Debug)]
+struct Owner(AtomicU32);
+
+impl Owner {
+    /// The first one to ask is.
+    #[inline]
+    fn is(&self, scribe: &Scribe) -> bool {
+        match self.0.load(Relaxed) {
+            0 => self.becomes(scribe),
+            owner => owner == scribe.0,
+        }
+    }
+
+    #[cold]
+    fn becomes(&self, scribe: &Scribe) -> bool {
+        let taken = |owner: &AtomicU32| owner.compare_exchange(0, scribe.0, Relaxed, Relaxed);
+        scribe.0 != Scribe::GUEST.0 && taken(&self.0).is_ok()
+    }
+}
+
+/// A number that only grows, in two halves as above.
+#[derive(Debug)]
+pub struct Tally {
+    own: AtomicU64,
+    others: AtomicU64,
+    owner: Owner,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            own: AtomicU64::new(0),
+            others: AtomicU64::new(0),
+            owner: Owner(AtomicU32::new(0)),
+        }
+    }
+}
+
+impl Tally {
+    /// Counts this much more.
+    #[inline]
+    pub fn add(&self, scribe: &Scribe, more: u64) {
+        if self.owner.is(scribe) {
+            let before = self.own.load(Relaxed); // nobody else changes it
+            self.own.store(before + more, Relaxed);
+        } else {
+            self.others.fetch_add(more, Relaxed);
+        }
+    }
+
+    /// The sum.
+    pub fn get(&self) -> u64 {
+        self.own.load(Relaxed) + self.others.load(Relaxed)
+    }
+}
+
 /// Packets and bytes of one SA, and its lifetime.
 ///
 /// What packets need and change is one cache line.
@@ -62,8 +119,8 @@ pub struct Usage {
     own: Counters,
     others: Counters,
     next: Counters,
-    /// The scribe that counts in `own`; 0 as long as there is none.
-    owner: AtomicU32,
+    /// The scribe that counts in `own`.
+    owner: Owner,
     /// 0, or for good 1 + the place in [`UNITS`] of the hard limit that was reached.
     ended: AtomicU8,
     /// Limits that have been told, a bit for each place in [`UNITS`]: soft ones from 1 on, hard ones from [`HARD`] on.
@@ -121,7 +178,7 @@ impl Usage {
             own: Counters::new((0, 0)),
             others: Counters::new((0, 0)),
             next: Counters::new((0, 0)),
-            owner: AtomicU32::new(0),
+            owner: Owner(AtomicU32::new(0)),
             ended: AtomicU8::new(0),
             told: AtomicU8::new(0),
             lifetime,
@@ -168,7 +225,7 @@ impl Usage {
     /// Counts a run that has been carried, and tells which limits are reached. Also an empty run tells what others have missed.
     #[inline]
     pub fn add(&self, scribe: &Scribe, packets: u64, bytes: u64, tell: impl FnMut(Reached)) {
-        if self.is_owned_by(scribe) {
+        if self.owner.is(scribe) {
             let (packets_before, bytes_before) = self.own.get(); // nobody else changes them
             self.own.packets.store(packets_before + packets, Relaxed);
             self.own.bytes.store(bytes_before + bytes, Relaxed);
@@ -180,21 +237,6 @@ impl Usage {
         if carried.0 >= next.0 || carried.1 >= next.1 {
             self.tell_reached(carried, tell);
         }
-    }
-
-    /// The first one to ask is who owns it.
-    #[inline]
-    fn is_owned_by(&self, scribe: &Scribe) -> bool {
-        match self.owner.load(Relaxed) {
-            0 => self.take_over(scribe),
-            owner => owner == scribe.0,
-        }
-    }
-
-    #[cold]
-    fn take_over(&self, scribe: &Scribe) -> bool {
-        let taken = |owner: &AtomicU32| owner.compare_exchange(0, scribe.0, Relaxed, Relaxed);
-        scribe.0 != Scribe::GUEST.0 && taken(&self.owner).is_ok()
     }
 
     #[cold]
@@ -301,6 +343,18 @@ impl Usage {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tally_counts_what_all_add_whoever_came_first() {
+        let (tally, first, second) = (Tally::default(), Scribe::new(), Scribe::new());
+        tally.add(&Scribe::GUEST, 1);
+        for _ in 0..10 {
+            tally.add(&first, 2);
+            tally.add(&second, 3);
+        }
+        assert_eq!(tally.get(), 51);
+        assert_eq!(tally.own.load(Relaxed), 20, "without a lock");
+    }
     use esplane_api::Limits;
 
     fn limited(soft: Limits, hard: Limits) -> Usage {

@@ -243,8 +243,7 @@ impl State {
         self.receiving
             .insert_mut((key, params.spi.get()), params.id());
         let (tunnel, spi) = (params.tunnel, params.spi);
-        let slot = self.tunnel(tunnel)?.slot;
-        let inbound = Inbound::new(context, key, params, window, slot);
+        let inbound = Inbound::new(context, key, params, window, self.tunnel(tunnel)?);
         self.inbound.insert_mut(spi, Arc::new(inbound));
         self.tunnel_mut(tunnel)?.inbound.push(spi);
         Ok(())
@@ -434,7 +433,6 @@ impl Defined {
         Tunnel {
             id: self.params.id,
             roaming: self.params.roaming,
-            activity: self.activity.clone(),
             sender: sender(None),
             of_workers: (0..workers)
                 .map(|worker| sender(Some(worker as u16)))
@@ -507,13 +505,13 @@ impl Inbound {
         key: KeyDigest,
         params: SaParams,
         window: Option<Arc<ReplayWindow>>,
-        tunnel: TunnelSlot,
+        tunnel: &Defined,
     ) -> Self {
         let head = params.sequence.first.saturating_sub(1);
         let fresh = || Arc::new(ReplayWindow::new(params.window, head));
         let sa = InboundSa {
             id: params.id(),
-            tunnel,
+            tunnel: tunnel.slot,
             key: AeadKey::from_material(context.aead, &params.key, params.esn),
             esn: params.esn,
             window: window.unwrap_or_else(fresh),
@@ -521,6 +519,7 @@ impl Inbound {
             of_worker: params.worker.is_some(),
             selectors: Selectors::new(&params.selectors),
             usage: Usage::new(params.lifetime, context.now),
+            activity: tunnel.activity.clone(),
             authentication_failures: Default::default(),
             replays: Default::default(),
             failures_in_a_row: Default::default(),
