@@ -12,7 +12,11 @@
 //! handed out for one packet at a time.
 #![allow(unsafe_code)]
 
+use arrayvec::ArrayVec;
 use std::{fmt, marker::PhantomData, ops::Range, ptr::NonNull};
+
+/// Packets whose bytes may be changed at once.
+pub const DISJOINT_MAX: usize = 128;
 
 /// Bytes of many packets, reached by ranges that are checked.
 pub struct Arena<'m> {
@@ -62,6 +66,31 @@ impl<'m> Arena<'m> {
         let bytes = self.check(&range)?;
         // SAFETY: as above, and nobody reads there either; `self` is borrowed alone.
         Some(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr().add(range.start), bytes) })
+    }
+
+    /// Bytes of several packets at once, to be changed, as far as the ranges lie within and none overlaps one before it. At
+    /// most [`DISJOINT_MAX`].
+    pub fn get_disjoint_mut(
+        &mut self,
+        ranges: impl Iterator<Item = Range<usize>>,
+    ) -> impl Iterator<Item = &mut [u8]> {
+        let mut apart: ArrayVec<Range<usize>, DISJOINT_MAX> = ArrayVec::new();
+        let mut highest = 0;
+        for range in ranges.take(DISJOINT_MAX) {
+            let overlaps =
+                |other: &Range<usize>| range.start < other.end && other.start < range.end;
+            let is_behind_all = highest <= range.start;
+            if self.check(&range).is_none() || !is_behind_all && apart.iter().any(overlaps) {
+                break;
+            }
+            highest = highest.max(range.end);
+            apart.push(range);
+        }
+        let start = self.start;
+        apart.into_iter().map(move |range| {
+            // SAFETY: as above for each; no two overlap, and `self` stays borrowed as long as any of them.
+            unsafe { std::slice::from_raw_parts_mut(start.as_ptr().add(range.start), range.len()) }
+        })
     }
 
     /// Where it starts, for kernels that check ranges themselves.
@@ -164,6 +193,20 @@ mod tests {
         }
         arena.get_mut(2..4).unwrap().fill(9);
         assert_eq!((arena.len(), memory), (4, [1, 2, 9, 9]));
+    }
+
+    #[test]
+    fn several_at_once_are_handed_out_as_long_as_they_do_not_overlap() {
+        let mut memory = [0; 16];
+        let mut arena = Arena::over(&mut memory);
+        let ranges = [8..12, 0..4, 4..8, 3..5, 12..16];
+        let parts: Vec<_> = arena.get_disjoint_mut(ranges.into_iter()).collect();
+        assert_eq!(parts.len(), 3, "up to the overlap");
+        for (number, part) in (1..).zip(parts) {
+            part.fill(number);
+        }
+        assert_eq!(arena.get_disjoint_mut(std::iter::once(8..17)).count(), 0);
+        assert_eq!(memory, [2, 2, 2, 2, 3, 3, 3, 3, 1, 1, 1, 1, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! Packets in their buffers: one arena, many frames, each sealed and opened where it lies.
 
+mod lent;
+mod stock;
+#[cfg(test)]
+mod tests;
+
 use crate::{Arena, arena::Memory};
 use esplane_api::{DropReason, TunnelId};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
 };
+use stock::Stock;
 
 /// Bytes a driver leaves free before an inner packet, for outer IPv6, UDP, ESP header and IV
 /// (40 + 8 + 8 + 8), rounded up to a cache line multiple.
@@ -25,6 +31,8 @@ pub enum Verdict {
     Hold(TunnelId),
     /// Outbound: a policy lets it pass in clear.
     Bypass,
+    /// Its frame is with a driver that sends it without a copy ([`Batch::take`]); the batch has its bytes no longer.
+    Taken,
     /// Inbound: not ESP but a control message; its data starts behind the non-ESP marker.
     Control,
     /// No further.
@@ -147,10 +155,15 @@ const OUTSIDE: &str = "a bug: bytes outside of the arena";
 /// kernel write into the [spare frames](Batch::spare_frames) and then says what has arrived
 /// ([`Batch::push_received`]), or writes many packets into the [spare room](Batch::spare_room) and says where each lies
 /// ([`Batch::push_placed`]).
+///
+/// Or it lies over frames that drivers share with the kernel ([`Batch::lent`]): then these are handed out in any order, and
+/// come and go, with packets in them or without (`batch/stock.rs` draws how).
 pub struct Batch {
     memory: Memory,
-    /// Bytes of the arena handed out.
+    /// Bytes of the arena handed out: of one that is handed out from its start on.
     used: usize,
+    /// The frames, where they come and go.
+    stock: Option<Stock>,
     packets: Vec<PacketBuf>,
     /// Two slots for each packet, by its number: one that whoever fills the batch may write, one that the dataplane may.
     /// A packet whose outer side is the one before's uses that one's slot.
@@ -168,8 +181,12 @@ impl Batch {
     /// The same with an arena of at least `arena_bytes`, for a driver that places packets itself.
     pub fn with_arena(capacity: usize, frame_bytes: usize, arena_bytes: usize) -> Self {
         let arena_bytes = capacity.saturating_mul(frame_bytes).max(arena_bytes);
+        Self::over(capacity, frame_bytes, Memory::new(arena_bytes), None)
+    }
+
+    fn over(capacity: usize, frame_bytes: usize, memory: Memory, stock: Option<Stock>) -> Self {
         assert!(
-            arena_bytes <= u32::MAX as usize,
+            memory.arena().len() <= u32::MAX as usize,
             "a batch's arena is addressed with 32 bits"
         );
         assert!(
@@ -177,8 +194,9 @@ impl Batch {
             "a batch's outer sides are numbered with 16 bits"
         );
         Self {
-            memory: Memory::new(arena_bytes),
+            memory,
             used: 0,
+            stock,
             packets: Vec::with_capacity(capacity),
             outers: vec![Outer::NONE; 2 * capacity].into_boxed_slice(),
             frame_bytes,
@@ -188,6 +206,11 @@ impl Batch {
 
     /// Forgets all packets; the arena keeps its bytes.
     pub fn clear(&mut self) {
+        if let Some(stock) = &mut self.stock {
+            for packet in &self.packets {
+                let _taken = stock.put_back(packet.frame_start as usize);
+            }
+        }
         self.packets.clear();
         self.used = 0;
     }
@@ -204,8 +227,7 @@ impl Batch {
 
     /// Whether no frame is left.
     pub fn is_full(&self) -> bool {
-        self.packets.len() == self.capacity
-            || self.memory.arena().len() - self.used < self.frame_bytes
+        self.spare_frame(0).is_none()
     }
 
     /// How many packets it can hold.
@@ -284,7 +306,7 @@ impl Batch {
         own
     }
 
-    /// Bytes of the arena, for a driver that has received into its [spare room](Batch::spare_room).
+    /// Bytes of the arena: of a packet, or what a driver has received into its [spare room](Batch::spare_room).
     ///
     /// # Panics
     /// If they do not lie within.
@@ -339,30 +361,63 @@ impl Batch {
         let room = self
             .frame_bytes
             .saturating_sub(HEADROOM_BYTES + TAILROOM_BYTES);
-        if self.is_full() || data.len() > room {
+        let Some(frame) = self.spare_frame(0).filter(|_| data.len() <= room) else {
             return false;
-        }
-        let at = self.used + HEADROOM_BYTES;
+        };
+        let at = frame.start + HEADROOM_BYTES;
         self.bytes_mut(at..at + data.len()).copy_from_slice(data);
         self.push_received(data.len(), outer);
         true
     }
 
-    /// The frames not yet used, each without its headroom and tailroom, in the order in which
+    /// The frames not yet used, at most [`DISJOINT_MAX`], each without its headroom and tailroom, in the order in which
     /// [`Batch::push_received`] takes them.
+    ///
+    /// [`DISJOINT_MAX`]: crate::arena::DISJOINT_MAX
     pub fn spare_frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
-        let room = HEADROOM_BYTES..self.frame_bytes - TAILROOM_BYTES;
-        let (frame_bytes, left) = (self.frame_bytes, self.capacity - self.packets.len());
-        self.spare_room()
-            .chunks_exact_mut(frame_bytes)
-            .take(left)
-            .map(move |frame| &mut frame[room.clone()])
+        let arena = self.memory.arena_mut();
+        let (stock, frame_bytes) = (self.stock.as_ref(), self.frame_bytes);
+        let (room, left) = (self.used..arena.len(), self.capacity - self.packets.len());
+        let frames =
+            (0..left).map_while(move |later| spare_frame(stock, &room, frame_bytes, later));
+        arena.get_disjoint_mut(frames.map(|frame| room_of(&frame)))
+    }
+
+    /// Moves what was written into a spare frame to the next one, which `later` others are before.
+    ///
+    /// # Panics
+    /// If there are not so many, or `bytes` exceeds a frame's room.
+    pub fn move_up(&mut self, later: usize, bytes: usize) {
+        let place = |frame: Option<Range<usize>>| {
+            let room = frame.map(|frame| room_of(&frame));
+            let room = room.filter(|room| bytes <= room.len());
+            room.map(|room| room.start..room.start + bytes)
+        };
+        let places = [place(self.spare_frame(0)), place(self.spare_frame(later))];
+        let places = places.into_iter().flatten();
+        let mut places = self.memory.arena_mut().get_disjoint_mut(places);
+        match (places.next(), places.next()) {
+            (Some(to), Some(from)) => to.copy_from_slice(from),
+            _ => panic!("{OUTSIDE}"),
+        }
+    }
+
+    /// Where the spare frame lies that comes next, or will once `later` others have been taken.
+    #[inline]
+    fn spare_frame(&self, later: usize) -> Option<Range<usize>> {
+        let room = self.used..self.memory.arena().len();
+        (self.packets.len() + later < self.capacity)
+            .then(|| spare_frame(self.stock.as_ref(), &room, self.frame_bytes, later))
+            .flatten()
     }
 
     /// All of the arena that is not yet used.
     pub fn spare_room(&mut self) -> &mut [u8] {
-        let spare = self.used..self.memory.arena().len();
-        self.bytes_mut(spare)
+        let bytes = match self.stock {
+            Some(_) => 0,
+            None => self.memory.arena().len(),
+        };
+        self.bytes_mut(self.used.min(bytes)..bytes)
     }
 
     /// Takes the next spare frame, into which `bytes` have been written.
@@ -370,14 +425,16 @@ impl Batch {
     /// # Panics
     /// If no frame is left or `bytes` exceeds a frame's room.
     pub fn push_received(&mut self, bytes: usize, outer: Outer) {
-        let frame_start = self.used;
-        let frame_end = frame_start + self.frame_bytes;
-        let start = frame_start + HEADROOM_BYTES;
-        assert!(
-            !self.is_full() && start + bytes + TAILROOM_BYTES <= frame_end,
-            "the packet exceeds its frame"
-        );
-        self.push_placed(frame_start..frame_end, start..start + bytes, outer);
+        let frame = self.spare_frame(0);
+        let Some(frame) = frame.filter(|frame| bytes <= room_of(frame).len()) else {
+            panic!("the packet exceeds its frame")
+        };
+        match &mut self.stock {
+            Some(stock) => drop(stock.take()),
+            None => self.used = frame.end,
+        }
+        let start = frame.start + HEADROOM_BYTES;
+        self.add(frame, start..start + bytes, outer);
     }
 
     /// Adds a packet at a place of the driver's choosing within the [spare room](Batch::spare_room), such as one segment of
@@ -387,7 +444,8 @@ impl Batch {
     /// If no packet more can be held, or the ranges do not nest within the spare room.
     pub fn push_placed(&mut self, frame: Range<usize>, data: Range<usize>, outer: Outer) {
         assert!(
-            self.packets.len() < self.capacity
+            self.stock.is_none()
+                && self.packets.len() < self.capacity
                 && self.used <= frame.start
                 && frame.start <= data.start
                 && data.start <= data.end
@@ -396,6 +454,10 @@ impl Batch {
             "frame {frame:?} and data {data:?} must nest within the spare room"
         );
         self.used = frame.end;
+        self.add(frame, data, outer);
+    }
+
+    fn add(&mut self, frame: Range<usize>, data: Range<usize>, outer: Outer) {
         let outer_at = self.place_outer(self.packets.len(), &outer);
         self.packets.push(PacketBuf {
             frame_start: frame.start as u32,
@@ -410,117 +472,24 @@ impl Batch {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn packets_lie_in_their_frames_with_room_on_both_sides() {
-        let mut batch = Batch::new(2, 2048);
-        assert!(batch.push(&[1, 2, 3], Outer::NONE) && batch.push(&[4], Outer::NONE));
-        assert!(batch.is_full() && !batch.push(&[5], Outer::NONE));
-        assert_eq!((batch.data(0), batch.data(1)), (&[1, 2, 3][..], &[4][..]));
-        let packet = batch.packets()[1];
-        assert_eq!(
-            (packet.headroom(), packet.tailroom()),
-            (128, 2048 - 128 - 1)
-        );
-    }
-
-    #[test]
-    fn a_packet_that_does_not_fit_is_refused() {
-        let mut batch = Batch::new(1, 256);
-        assert!(!batch.push(&[0; 256 - 128 - 64 + 1], Outer::NONE));
-        assert!(batch.push(&[0; 256 - 128 - 64], Outer::NONE));
-    }
-
-    #[test]
-    fn edges_move_only_within_the_frame() {
-        let mut batch = Batch::new(1, 256);
-        assert!(batch.push(&[7; 10], Outer::NONE));
-        let packet = &mut batch.packets_mut()[0];
-        assert!(packet.grow(128, 0) && !packet.grow(1, 0));
-        assert!(packet.grow(-128, -10) && packet.data_bytes() == 0 && !packet.grow(-1, 0));
-    }
-
-    #[test]
-    fn each_packet_keeps_its_outer_side_whatever_happens_to_its_neighbours() {
-        let outer = |port, tos| Outer {
-            remote: ([192, 0, 2, 1], port).into(),
-            tos,
-            ..Outer::NONE
-        };
-        let mut expected = [
-            outer(1, 0),
-            outer(1, 3),
-            outer(2, 0),
-            outer(1, 0),
-            outer(1, 0),
-        ];
-        let mut batch = Batch::new(5, 256);
-        for outer in expected {
-            assert!(batch.push(&[0], outer));
+/// Of frames that follow each other in `room`, or lie in a stock.
+#[inline]
+fn spare_frame(
+    stock: Option<&Stock>,
+    room: &Range<usize>,
+    frame_bytes: usize,
+    later: usize,
+) -> Option<Range<usize>> {
+    match stock {
+        Some(stock) => stock.peek(later),
+        None => {
+            let start = room.start + later * frame_bytes;
+            (start + frame_bytes <= room.end).then(|| start..start + frame_bytes)
         }
-        for (number, index) in (2..).zip([0, 3, 1, 4, 2, 0]) {
-            for changed in [outer(number, 1), outer(1, 0)] {
-                batch.set_outer(index, changed);
-                expected[index] = changed;
-                let got: Vec<_> = batch.packets().iter().map(|p| batch.outer_of(p)).collect();
-                assert_eq!(got, expected);
-            }
-        }
-        let [first, second, ..] = batch.packets() else {
-            panic!("five were put in")
-        };
-        assert!(batch.same_outer(first, second));
     }
+}
 
-    #[test]
-    fn placed_packets_and_frames_follow_each_other() {
-        let mut batch = Batch::with_arena(4, 256, 1100);
-        batch.spare_room()[..4].copy_from_slice(&[1, 2, 3, 4]);
-        batch.push_placed(0..2, 0..2, Outer::NONE);
-        batch.push_placed(2..6, 2..4, Outer::NONE);
-        assert!(batch.push(&[5], Outer::NONE));
-        let used = 6 + 256;
-        assert_eq!(
-            (batch.used_bytes(), batch.spare_room().len()),
-            (used, 1100 - used)
-        );
-        batch.push_placed(800..900, 850..850, Outer::NONE);
-        let data: Vec<_> = (0..4).map(|index| batch.data(index)).collect();
-        assert_eq!(data, [&[1, 2][..], &[3, 4], &[5], &[]]);
-        batch.clear();
-        assert!(batch.used_bytes() == 0 && batch.spare_frames().count() == 4);
-    }
-
-    #[test]
-    fn an_arena_without_a_frame_left_is_full() {
-        let mut batch = Batch::new(4, 256);
-        batch.push_placed(0..769, 0..769, Outer::NONE);
-        assert!(batch.is_full() && !batch.push(&[1], Outer::NONE));
-    }
-
-    #[test]
-    #[should_panic(expected = "spare room")]
-    fn frames_do_not_overlap() {
-        let mut batch = Batch::new(2, 256);
-        assert!(batch.push(&[1], Outer::NONE));
-        batch.push_placed(255..300, 256..300, Outer::NONE);
-    }
-
-    #[test]
-    fn spare_frames_are_taken_in_order() {
-        let mut batch = Batch::new(3, 256);
-        assert!(batch.push(&[1], Outer::NONE));
-        for (value, frame) in (8..).zip(batch.spare_frames()) {
-            frame[0] = value;
-        }
-        batch.push_received(1, Outer::NONE);
-        batch.push_received(1, Outer::NONE);
-        assert_eq!(
-            (batch.data(0), batch.data(1), batch.data(2)),
-            (&[1][..], &[8][..], &[9][..])
-        );
-    }
+/// Room for data in a frame.
+fn room_of(frame: &Range<usize>) -> Range<usize> {
+    frame.start + HEADROOM_BYTES..frame.end - TAILROOM_BYTES
 }

@@ -123,7 +123,7 @@ pub mod usage;
 pub mod wire;
 
 pub use aead::{Aead, AeadKey};
-pub use arena::Arena;
+pub use arena::{Arena, Memory};
 pub use batch::{Batch, HEADROOM_BYTES, Outer, PacketBuf, TAILROOM_BYTES, Verdict};
 pub use inbound::Inbound;
 pub use outbound::Outbound;

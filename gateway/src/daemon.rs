@@ -11,11 +11,11 @@ use crate::{
     control::{self, Control, ControlHandle, Dummies, Ended, StaticSource, Statics},
     hold::HoldLimits,
     http::Server,
-    io::{AddressFilter, Driver, OuterSockets, SharedPort, TunOptions, TunQueue, frame_bytes},
+    io::{AddressFilter, OuterSockets, SharedPort, TunOptions, TunQueue, frame_bytes},
     keys,
     netlink::Netlink,
     network::{Network, inner_mtu},
-    nic::{self, Attached},
+    nic::{self, Attached, WorkerDrivers},
     node::Node,
     resolver::Resolver,
     status::ReloadTotals,
@@ -108,8 +108,8 @@ async fn start(
     // 4. Workers.
     let tables = Arc::new(ArcSwap::new(node.tables()));
     let (to_control, from_workers) = mpsc::channel(TO_CONTROL);
-    let Attached { inner, outer, nics } = nic::attach(&config, &netlink, inner, outer).await?;
-    let (workers, counters) = spawn_workers(&config, inner, outer, mtu_max, &tables, &to_control)?;
+    let Attached { workers, nics } = nic::attach(&config, &netlink, inner, outer, mtu_max).await?;
+    let (workers, counters) = spawn_workers(&config, workers, mtu_max, &tables, &to_control)?;
     // 5. Addresses and routes last: from here on packets come.
     let network = Network::set_up(netlink, &config, mtu).await?;
     let (handle, requests) = control::channel(config.static_sa_context());
@@ -263,8 +263,7 @@ type Counted = Vec<(Option<usize>, Arc<WorkerCounters>)>;
 
 fn spawn_workers(
     config: &Config,
-    inner: Vec<Box<dyn Driver>>,
-    outer: Vec<Box<dyn Driver>>,
+    drivers: Vec<WorkerDrivers>,
     mtu: u32,
     tables: &Arc<ArcSwap<Tables>>,
     control: &mpsc::Sender<ToControl>,
@@ -272,7 +271,12 @@ fn spawn_workers(
     let cores = worker::cores();
     let mut handles = Vec::new();
     let mut counted = Vec::new();
-    for (index, (inner, outer)) in inner.into_iter().zip(outer).enumerate() {
+    for (index, drivers) in drivers.into_iter().enumerate() {
+        let WorkerDrivers {
+            inner,
+            outer,
+            frames,
+        } = drivers;
         let counters = Arc::new(WorkerCounters::new());
         counted.push((None, Arc::clone(&counters)));
         handles.push(worker::spawn(WorkerSetup {
@@ -286,6 +290,7 @@ fn spawn_workers(
             busy_poll: config.busy_poll,
             batch_packets: BATCH_PACKETS,
             frame_bytes: frame_bytes(mtu as usize),
+            frames,
             hold: HoldLimits::default(),
         })?);
     }

@@ -17,7 +17,7 @@
 
 use crate::{
     hold::{HoldLimits, HoldQueue},
-    io::{Driver, Traffic, Waker, receiving_arena_bytes, wait},
+    io::{Driver, Traffic, Waker, receiving_arena_bytes, wait, xdp::Frames},
 };
 use arc_swap::ArcSwap;
 use arrayvec::ArrayVec;
@@ -63,6 +63,8 @@ pub struct WorkerSetup {
     pub batch_packets: usize,
     /// Bytes of one frame: [`crate::io::frame_bytes`] of the inner interface's MTU.
     pub frame_bytes: usize,
+    /// Frames that its drivers share with the kernel, if they do.
+    pub frames: Option<Frames>,
     /// What may wait for an SA.
     pub hold: HoldLimits,
 }
@@ -217,6 +219,14 @@ struct Worker {
 
 impl Worker {
     fn new(setup: WorkerSetup, waker: Waker, stop: Arc<AtomicBool>) -> Self {
+        let (packets, frame_bytes) = (setup.batch_packets, setup.frame_bytes);
+        let (leaving, arriving) = match setup.frames {
+            Some(frames) => frames.batches(packets),
+            None => (
+                Batch::new(packets, frame_bytes),
+                Batch::with_arena(packets, frame_bytes, receiving_arena_bytes()),
+            ),
+        };
         Self {
             inner: setup.inner,
             outer: setup.outer,
@@ -227,13 +237,9 @@ impl Worker {
             waker,
             stop,
             busy_poll: setup.busy_poll,
-            leaving: Batch::new(setup.batch_packets, setup.frame_bytes),
-            released: Batch::new(RELEASE_PACKETS.min(setup.batch_packets), setup.frame_bytes),
-            arriving: Batch::with_arena(
-                setup.batch_packets,
-                setup.frame_bytes,
-                receiving_arena_bytes(),
-            ),
+            released: Batch::new(packets.min(RELEASE_PACKETS), frame_bytes),
+            leaving,
+            arriving,
             outbound: Outbound::new(setup.batch_packets).of_worker(setup.index as u16),
             inbound: Inbound::new(setup.batch_packets),
             held: HoldQueue::new(setup.hold),
@@ -291,6 +297,7 @@ impl Worker {
     fn turn_outbound(&mut self, now: Duration) -> io::Result<bool> {
         // 2. Receive.
         self.leaving.clear();
+        self.outer.reclaim(&mut self.leaving);
         let received = self
             .inner
             .receive(&mut self.leaving, &mut self.report.drops);
@@ -317,11 +324,17 @@ impl Worker {
                     self.held.push(now, tunnel, data, &mut self.report.drops);
                 }
                 Verdict::Bypass => self.report.count_drop(DropReason::BypassUnavailable),
-                Verdict::Pending | Verdict::Forward | Verdict::Control | Verdict::Drop(_) => {}
+                Verdict::Pending
+                | Verdict::Forward
+                | Verdict::Taken
+                | Verdict::Control
+                | Verdict::Drop(_) => {}
             }
         }
         // 5. Transmit.
-        let sent = self.outer.transmit(&self.leaving, &mut self.report.drops);
+        let sent = self
+            .outer
+            .transmit(&mut self.leaving, &mut self.report.drops);
         self.counters.sent_outer(sent);
         Ok(true)
     }
@@ -329,6 +342,7 @@ impl Worker {
     fn turn_inbound(&mut self) -> io::Result<bool> {
         // 2. Receive.
         self.arriving.clear();
+        self.inner.reclaim(&mut self.arriving);
         self.outer
             .receive(&mut self.arriving, &mut self.report.drops)?;
         if self.arriving.is_empty() {
@@ -353,7 +367,9 @@ impl Worker {
             }
         }
         // 5. Transmit.
-        let sent = self.inner.transmit(&self.arriving, &mut self.report.drops);
+        let sent = self
+            .inner
+            .transmit(&mut self.arriving, &mut self.report.drops);
         self.counters.sent_inner(sent);
         Ok(true)
     }
@@ -384,10 +400,16 @@ impl Worker {
                             .push(since[index], tunnel, data, &mut self.report.drops);
                     }
                     Verdict::Bypass => self.report.count_drop(DropReason::BypassUnavailable),
-                    Verdict::Pending | Verdict::Forward | Verdict::Control | Verdict::Drop(_) => {}
+                    Verdict::Pending
+                    | Verdict::Forward
+                    | Verdict::Taken
+                    | Verdict::Control
+                    | Verdict::Drop(_) => {}
                 }
             }
-            let sent = self.outer.transmit(&self.released, &mut self.report.drops);
+            let sent = self
+                .outer
+                .transmit(&mut self.released, &mut self.report.drops);
             self.counters.sent_outer(sent);
         }
     }

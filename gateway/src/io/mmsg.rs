@@ -18,7 +18,7 @@ use super::{
     raw, room_bytes,
 };
 use esplane_api::{DropCounters, DropReason};
-use esplane_dataplane::batch::{Batch, HEADROOM_BYTES, Outer};
+use esplane_dataplane::batch::{Batch, Outer};
 use std::{io, mem, net::IpAddr, ops::Range, os::fd::BorrowedFd};
 
 /// Messages per system call, and packets in them.
@@ -153,19 +153,18 @@ impl Messages {
         udp: bool,
         finish: &impl Fn(&mut Batch, usize),
     ) {
-        let (first, frame_bytes) = (batch.used_bytes(), batch.frame_bytes());
+        let mut skipped = 0;
         let room = room_bytes(batch);
         for (index, message) in self.headers[..arrived].iter().enumerate() {
             let bytes = message.msg_len as usize;
             if message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || bytes > room {
                 drops.add(DropReason::ReceiveTruncated, 1);
+                skipped += 1;
                 continue;
             }
             // Behind a truncated packet the others move up one frame; rare, so they may be copied.
-            let (from, to) = (first + index * frame_bytes, batch.used_bytes());
-            if from != to {
-                let start = from + HEADROOM_BYTES;
-                batch.move_bytes(start..start + bytes, to + HEADROOM_BYTES);
+            if skipped > 0 {
+                batch.move_up(skipped, bytes);
             }
             let (outer, _alone) = self.outer_of(index, udp);
             batch.push_received(bytes, outer);

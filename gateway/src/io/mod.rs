@@ -79,7 +79,10 @@ pub trait Driver: Send {
 
     /// Sends every packet whose verdict is `Forward`, in order. Each is either in the answer or counted in
     /// `drops`; nothing is lost silently.
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic;
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic;
+
+    /// Gives frames back that it has taken out of this batch ([`Batch::take`]) and that have left. Most drivers take none.
+    fn reclaim(&mut self, _batch: &mut Batch) {}
 
     /// Counts in `drops` what the kernel has thrown away since the last call, before it could be received or after it was
     /// handed over. Costs a system call a socket: for now and then, not for every batch.

@@ -169,7 +169,7 @@ impl Driver for OuterSockets {
         Ok(())
     }
 
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         let (mut sent, sends) = (Traffic::default(), self.sends);
         let shared_port = self.shared.as_ref().map(SharedPort::port);
         for (index, socket) in self.udp.iter_mut().enumerate() {
@@ -255,7 +255,7 @@ impl OuterTransmitter {
     }
 
     /// Sends a batch, like [`Driver::transmit`]; the Don't Fragment bit stays as the worker has set it.
-    pub fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    pub fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         self.0.transmit(batch, drops)
     }
 }
@@ -284,7 +284,7 @@ mod tests {
             .remove(0);
         for (remote, udp) in [("[2001:db8::1]:4500", true), ("192.0.2.1:0", false)] {
             let mut drops = DropCounters::default();
-            let sent = sockets.transmit(&forwarded(remote, udp), &mut drops);
+            let sent = sockets.transmit(&mut forwarded(remote, udp), &mut drops);
             assert_eq!(
                 (sent.packets, drops[DropReason::TransmitFailed]),
                 (0, 1),
@@ -315,7 +315,7 @@ mod tests {
                         ..batch.outer_of(&batch.packets()[0])
                     };
                     batch.set_outer(0, outer);
-                    assert_eq!(sockets.transmit(&batch, &mut drops).packets, 1);
+                    assert_eq!(sockets.transmit(&mut batch, &mut drops).packets, 1);
                     let (_, from) = receiver.recv_from(&mut [0; 16]).unwrap();
                     assert_eq!(from.port() == own, port == own, "{from} for {port}");
                 }
@@ -345,8 +345,8 @@ mod tests {
             for receiver in &receivers {
                 let to = receiver.local_addr().unwrap();
                 let mut drops = DropCounters::default();
-                let batch = forwarded(&to.to_string(), true);
-                assert_eq!(group[1].transmit(&batch, &mut drops).packets, 1);
+                let mut batch = forwarded(&to.to_string(), true);
+                assert_eq!(group[1].transmit(&mut batch, &mut drops).packets, 1);
                 transmitter.send_datagram(to, b"noise").unwrap();
                 let mut buffer = [0; 16];
                 let (bytes, from_worker) = receiver.recv_from(&mut buffer).unwrap();

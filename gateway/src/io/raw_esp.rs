@@ -129,7 +129,7 @@ impl Driver for RawEsp {
         }
     }
 
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         let mut sent = self
             .v4
             .transmit(batch, |outer| !outer.udp && outer.remote.is_ipv4(), drops);

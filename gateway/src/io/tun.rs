@@ -247,7 +247,7 @@ impl Driver for TunQueue {
         }
     }
 
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         match &mut self.super_packets {
             Some(super_packets) => super_packets.transmit(self.file.as_fd(), batch, drops),
             None => self.transmit_plain(batch, drops),

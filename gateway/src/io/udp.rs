@@ -219,7 +219,7 @@ impl Driver for UdpOuter {
         self.socket.receive(batch, drops, true, |_, _| {})
     }
 
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         self.socket.transmit(batch, |_| true, drops)
     }
 
@@ -348,7 +348,7 @@ mod tests {
                 tos: 0xb9,
                 ..to(&b, local)
             };
-            let sent = a.transmit(&forward(&[(b"there", there)]), &mut drops);
+            let sent = a.transmit(&mut forward(&[(b"there", there)]), &mut drops);
             assert_eq!((sent.packets, sent.bytes), (1, 5), "{listen}");
             let mut got = Batch::new(4, 2048);
             receive(&mut b, &mut got, &mut drops, 1);
@@ -359,7 +359,7 @@ mod tests {
             assert!(outer.udp && outer.tos == 0xb9, "{listen}: {outer:?}");
             // And back from the very address it came to, though the socket is bound to any.
             let back = Outer { tos: 0x03, ..outer };
-            b.transmit(&forward(&[(b"back", back)]), &mut drops);
+            b.transmit(&mut forward(&[(b"back", back)]), &mut drops);
             got.clear();
             receive(&mut a, &mut got, &mut drops, 1);
             let outer = got.outer_of(&got.packets()[0]);
@@ -388,7 +388,7 @@ mod tests {
             })
             .collect();
         let mut drops = DropCounters::default();
-        assert_eq!(a.transmit(&forward(&packets), &mut drops).packets, 200);
+        assert_eq!(a.transmit(&mut forward(&packets), &mut drops).packets, 200);
         let mut got = Batch::new(256, 512);
         receive(&mut b, &mut got, &mut drops, 200);
         for (index, number) in numbers.iter().enumerate() {
@@ -427,7 +427,7 @@ mod tests {
                 .map(|(data, outer)| (&data[..], *outer))
                 .collect();
             let mut drops = DropCounters::default();
-            let sent = a.transmit(&forward(&borrowed), &mut drops);
+            let sent = a.transmit(&mut forward(&borrowed), &mut drops);
             let bytes: usize = packets.iter().map(|(data, _)| data.len()).sum();
             assert_eq!((sent.packets, sent.bytes), (250, bytes as u64));
             for receiver in [&mut b, &mut other] {
@@ -455,7 +455,7 @@ mod tests {
         let there = to(&b, "127.0.0.1");
         let packets: Vec<_> = numbers.iter().map(|number| (&number[..], there)).collect();
         let mut drops = DropCounters::default();
-        assert_eq!(a.transmit(&forward(&packets), &mut drops).packets, 200);
+        assert_eq!(a.transmit(&mut forward(&packets), &mut drops).packets, 200);
         let mut got = Batch::new(7, 512);
         for expected in numbers.chunks(7) {
             got.clear();
@@ -474,7 +474,7 @@ mod tests {
         let (mut a, mut b) = (loopback("127.0.0.1"), loopback("127.0.0.1"));
         let mut drops = DropCounters::default();
         let packets = [(&b"x"[..], to(&b, "127.0.0.1")); 10];
-        a.transmit(&forward(&packets), &mut drops);
+        a.transmit(&mut forward(&packets), &mut drops);
         let mut got = Batch::new(4, 512);
         for expected in [4, 4, 2] {
             got.clear();
@@ -492,7 +492,7 @@ mod tests {
         let room = 512 - HEADROOM_BYTES - TAILROOM_BYTES;
         let (fits, large) = (vec![1; room], vec![2; room + 1]);
         a.transmit(
-            &forward(&[
+            &mut forward(&[
                 (&fits, there),
                 (&large, there),
                 (b"3", there),
@@ -528,12 +528,13 @@ mod tests {
             remote: "192.0.2.1:4500".parse().unwrap(),
             ..there
         };
-        let batch = forward(&[(b"1", there), (b"-", world), (b"?", closed), (b"2", there)]);
-        let sent = a.transmit(&batch, &mut drops);
+        let mut batch = forward(&[(b"1", there), (b"-", world), (b"?", closed), (b"2", there)]);
+        let sent = a.transmit(&mut batch, &mut drops);
         assert_eq!(sent.packets, 3);
         assert_eq!(drops[DropReason::TransmitFailed], 1);
         assert_eq!(
-            a.transmit(&forward(&[(b"3", there)]), &mut drops).packets,
+            a.transmit(&mut forward(&[(b"3", there)]), &mut drops)
+                .packets,
             1
         );
         let mut got = Batch::new(8, 512);
@@ -543,7 +544,7 @@ mod tests {
             (&b"1"[..], &b"2"[..], &b"3"[..])
         );
         // The ICMP error is on its way to `a`; receiving there goes on all the same.
-        b.transmit(&forward(&[(b"4", to(&a, "127.0.0.1"))]), &mut drops);
+        b.transmit(&mut forward(&[(b"4", to(&a, "127.0.0.1"))]), &mut drops);
         got.clear();
         receive(&mut a, &mut got, &mut drops, 1);
         assert_eq!(got.data(0), b"4");
@@ -557,7 +558,7 @@ mod tests {
         let mut batch = forward(&[(&b"no"[..], to(&b, "127.0.0.1")); 3]);
         batch.packets_mut()[0].verdict = Verdict::Drop(DropReason::NoPolicy);
         batch.packets_mut()[1].verdict = Verdict::Pending;
-        assert_eq!(a.transmit(&batch, &mut drops).packets, 1);
+        assert_eq!(a.transmit(&mut batch, &mut drops).packets, 1);
         let mut got = Batch::new(8, 512);
         receive(&mut b, &mut got, &mut drops, 1);
         assert_eq!((got.len(), drops.unexpected()), (1, 0));
@@ -573,7 +574,10 @@ mod tests {
             for _ in 0..2 {
                 let mut peer = loopback("127.0.0.1");
                 let packet = spi.to_be_bytes();
-                peer.transmit(&forward(&[(&packet, to(worker, "127.0.0.1"))]), &mut drops);
+                peer.transmit(
+                    &mut forward(&[(&packet, to(worker, "127.0.0.1"))]),
+                    &mut drops,
+                );
                 let mut got = Batch::new(4, 512);
                 receive(worker, &mut got, &mut drops, 1);
                 assert_eq!(got.data(0), packet);
@@ -581,7 +585,7 @@ mod tests {
         }
         let mut peer = loopback("127.0.0.1");
         peer.transmit(
-            &forward(&[(b"\xff", to(&group[0], "127.0.0.1"))]),
+            &mut forward(&[(b"\xff", to(&group[0], "127.0.0.1"))]),
             &mut drops,
         );
         let mut got = Batch::new(4, 512);

@@ -93,6 +93,15 @@ impl SuperPackets {
             if batch.is_full() {
                 return;
             }
+            if batch.is_lent() {
+                // Sealed, each leaves by itself: a frame for each.
+                let frame = batch.spare_frames().next();
+                let Some(bytes) = frame.and_then(|frame| split.next(packet, frame)) else {
+                    break; // not so, either
+                };
+                batch.push_received(bytes, Outer::NONE);
+                continue;
+            }
             let start = batch.used_bytes();
             let place = batch.spare_room().get_mut(BEFORE_PAYLOAD_BYTES..);
             let Some(bytes) = place.and_then(|place| split.next(packet, place)) else {

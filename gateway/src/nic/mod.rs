@@ -14,11 +14,12 @@ use crate::{
     io::{
         DESCRIPTORS_MAX, Driver, OuterSockets, TunQueue,
         xdp::{
-            HopsReader, Steering, Taken, XdpError, XdpInner, XdpOuter, XdpSocket, next_hops,
-            queues_of,
+            Frames, HopsReader, Queue, Steering, Taken, WorkerQueues, XdpError, XdpInner, XdpOuter,
+            XdpSocket, next_hops, queues_of,
         },
     },
     netlink::{Link, Netlink, NetlinkError},
+    worker::BATCH_PACKETS,
 };
 use surroundings::{Side, Surroundings, Towards};
 use tokio::task::AbortHandle;
@@ -43,12 +44,20 @@ pub enum NicError {
 
 /// The workers' drivers, and the tasks that keep them told; those end when this is dropped.
 pub struct Attached {
-    /// The private side of each worker.
-    pub inner: Vec<Box<dyn Driver>>,
-    /// The public side of each worker.
-    pub outer: Vec<Box<dyn Driver>>,
+    /// Those of each worker.
+    pub workers: Vec<WorkerDrivers>,
     /// To be kept as long as the drivers.
     pub nics: Nics,
+}
+
+/// What one worker moves packets with.
+pub struct WorkerDrivers {
+    /// The private side.
+    pub inner: Box<dyn Driver>,
+    /// The public side.
+    pub outer: Box<dyn Driver>,
+    /// The frames that both share with the kernel, if any does.
+    pub frames: Option<Frames>,
 }
 
 /// Programs and tasks of NIC mode.
@@ -63,45 +72,91 @@ impl Drop for Nics {
     }
 }
 
-/// Puts AF_XDP in front of the drivers, on those sides where the configuration asks for it.
+/// Puts AF_XDP in front of the drivers, on those sides where the configuration asks for it. `mtu` is what the interface of the
+/// tunnels has at most.
 pub async fn attach(
     config: &Config,
     netlink: &Netlink,
     inner: Vec<TunQueue>,
     outer: Vec<OuterSockets>,
+    mtu: u32,
 ) -> Result<Attached, NicError> {
-    let mut nics = Nics::default();
     let (mut inner, mut outer) = (boxed(inner), boxed(outer));
-    if let Some(xdp) = &config.drivers.outer {
-        let port = config.listen.port();
-        let nic = Nic::find(netlink, xdp).await?;
+    let workers = inner.len();
+    let inner_nic = Nic::find(netlink, config.drivers.inner.as_ref(), workers).await?;
+    let outer_nic = Nic::find(netlink, config.drivers.outer.as_ref(), workers).await?;
+    // 1. The programs, before any socket takes a queue away from the kernel.
+    let port = config.listen.port();
+    let outer_steering = outer_nic.as_ref().map(|nic| {
         let charons = config.strongswan.as_ref().map_or(port, |it| it.port);
-        let taken = Taken::Outer {
-            ports: [port, charons],
+        let ports = [port, charons];
+        nic.steer(Taken::Outer { ports })
+    });
+    let inner_steering = (inner_nic.as_ref()).map(|nic| nic.steer(Taken::Inner { mac: nic.mac }));
+    let (outer_steering, inner_steering) =
+        (outer_steering.transpose()?, inner_steering.transpose()?);
+    // 2. Each worker's queues of both sides, over one memory.
+    let (mut inner_queues, mut outer_queues, mut frames) = (Vec::new(), Vec::new(), Vec::new());
+    for worker in 0..workers {
+        let of = |nic: &Option<Nic>| {
+            nic.as_ref()
+                .map_or(Vec::new(), |nic| nic.queues_of(worker, workers))
         };
+        let (inner, outer) = (of(&inner_nic), of(&outer_nic));
+        let are_any = !inner.is_empty() || !outer.is_empty();
+        let opened = are_any
+            .then(|| WorkerQueues::open(&inner, &outer, BATCH_PACKETS, mtu))
+            .transpose()?;
+        let opened = opened.map(|it| (it.inner, it.outer, Some(it.frames)));
+        let (inner, outer, shared) = opened.unwrap_or_default();
+        inner_queues.push(inner);
+        outer_queues.push(outer);
+        frames.push(shared);
+    }
+    // 3. The drivers.
+    let mut nics = Nics::default();
+    if let (Some(nic), Some(steering)) = (outer_nic, outer_steering) {
         let wrap = |queues, kernel, hops| -> Box<dyn Driver> {
             Box::new(XdpOuter::new(queues, kernel, hops, port))
         };
-        outer = nic.drive(xdp, "outer", taken, Towards::Peers, outer, wrap, &mut nics)?;
+        let hops = nic.start("outer", steering, Towards::Peers, &outer_queues, &mut nics)?;
+        outer = wrapped(outer, outer_queues, &hops, wrap);
     }
-    if let Some(xdp) = &config.drivers.inner {
-        let nic = Nic::find(netlink, xdp).await?;
-        let taken = Taken::Inner { mac: nic.mac };
+    if let (Some(nic), Some(steering)) = (inner_nic, inner_steering) {
         let tunnels = netlink.link_index(&config.interface.name).await?;
+        let towards = Towards::Hosts { tunnels };
         let wrap = |queues, kernel, hops| -> Box<dyn Driver> {
             Box::new(XdpInner::new(queues, kernel, hops))
         };
-        inner = nic.drive(
-            xdp,
-            "inner",
-            taken,
-            Towards::Hosts { tunnels },
-            inner,
-            wrap,
-            &mut nics,
-        )?;
+        let hops = nic.start("inner", steering, towards, &inner_queues, &mut nics)?;
+        inner = wrapped(inner, inner_queues, &hops, wrap);
     }
-    Ok(Attached { inner, outer, nics })
+    let drivers = inner.into_iter().zip(outer).zip(frames);
+    let workers = drivers
+        .map(|((inner, outer), frames)| WorkerDrivers {
+            inner,
+            outer,
+            frames,
+        })
+        .collect();
+    Ok(Attached { workers, nics })
+}
+
+/// AF_XDP in front of the driver of each worker that has queues.
+fn wrapped(
+    kernel: Vec<Box<dyn Driver>>,
+    queues: Vec<Vec<XdpSocket>>,
+    hops: &HopsReader,
+    wrap: impl Fn(Vec<XdpSocket>, Box<dyn Driver>, HopsReader) -> Box<dyn Driver>,
+) -> Vec<Box<dyn Driver>> {
+    kernel
+        .into_iter()
+        .zip(queues)
+        .map(|(kernel, queues)| match queues.is_empty() {
+            true => kernel,
+            false => wrap(queues, kernel, hops.clone()),
+        })
+        .collect()
 }
 
 fn boxed<D: Driver + 'static>(drivers: Vec<D>) -> Vec<Box<dyn Driver>> {
@@ -115,59 +170,76 @@ fn boxed<D: Driver + 'static>(drivers: Vec<D>) -> Vec<Box<dyn Driver>> {
 struct Nic {
     link: Link,
     mac: [u8; 6],
+    /// How many of its queues are ours, from the first on.
+    queues: u32,
 }
 
 impl Nic {
-    async fn find(netlink: &Netlink, xdp: &XdpInterface) -> Result<Self, NicError> {
+    /// The interface that the configuration names, if it does.
+    async fn find(
+        netlink: &Netlink,
+        xdp: Option<&XdpInterface>,
+        workers: usize,
+    ) -> Result<Option<Self>, NicError> {
+        let Some(xdp) = xdp else {
+            return Ok(None);
+        };
         let link = netlink.link(&xdp.name).await?;
         let mac = netlink.mac_of(link.index).await?;
         let mac = mac.ok_or_else(|| NicError::NoMac(xdp.name.clone()))?;
-        Ok(Self { link, mac })
-    }
-
-    /// Opens the queues, gives each to a worker, and starts the task that keeps all told.
-    #[allow(clippy::too_many_arguments)] // one call, above, for each side
-    fn drive(
-        self,
-        xdp: &XdpInterface,
-        side: &'static str,
-        taken: Taken,
-        towards: Towards,
-        workers: Vec<Box<dyn Driver>>,
-        wrap: impl Fn(Vec<XdpSocket>, Box<dyn Driver>, HopsReader) -> Box<dyn Driver>,
-        nics: &mut Nics,
-    ) -> Result<Vec<Box<dyn Driver>>, NicError> {
-        let Self { link, mac } = self;
         let there = queues_of(&link.name);
-        let queues = match xdp.queues.map(u32::from) {
-            None => there,
-            Some(wanted) if wanted > there => {
-                let interface = link.name;
-                return Err(XdpError::Queues {
-                    interface,
-                    there,
-                    wanted,
-                }
-                .into());
+        let wanted = xdp.queues.map_or(there, u32::from);
+        if wanted > there {
+            let interface = link.name;
+            return Err(XdpError::Queues {
+                interface,
+                there,
+                wanted,
             }
-            Some(wanted) => wanted,
-        };
-        let most = workers.len() * QUEUES_PER_WORKER;
-        if queues as usize > most {
+            .into());
+        }
+        let most = (workers * QUEUES_PER_WORKER) as u32;
+        if wanted > most {
             warn!(
-                "{}: {queues} queues are more than the workers serve; the kernel keeps all beyond {most}",
+                "{}: {wanted} queues are more than the workers serve; the kernel keeps all beyond {most}",
                 link.name
             );
         }
-        let steering = Steering::attach(&link.name, link.index, taken)?;
-        let mut of_worker: Vec<Vec<XdpSocket>> = workers.iter().map(|_| Vec::new()).collect();
-        for queue in 0..queues.min(most as u32) {
-            let socket = XdpSocket::open(link.index, &link.name, link.mtu, queue)?;
-            steering.add_socket(queue, &socket)?;
-            let worker = queue as usize % of_worker.len();
-            of_worker[worker].push(socket);
+        let queues = wanted.min(most);
+        Ok(Some(Self { link, mac, queues }))
+    }
+
+    fn steer(&self, taken: Taken) -> Result<Steering, XdpError> {
+        Steering::attach(&self.link.name, self.link.index, taken)
+    }
+
+    /// The queues that one worker of so many serves.
+    fn queues_of(&self, worker: usize, workers: usize) -> Vec<Queue> {
+        (worker as u32..self.queues)
+            .step_by(workers)
+            .map(|number| Queue {
+                interface: self.link.name.clone(),
+                link: self.link.index,
+                mtu: self.link.mtu,
+                number,
+            })
+            .collect()
+    }
+
+    /// Lets frames through to the sockets, and starts the task that keeps all told. Answers where drivers look up next hops.
+    fn start(
+        self,
+        side: &'static str,
+        steering: Steering,
+        towards: Towards,
+        sockets: &[Vec<XdpSocket>],
+        nics: &mut Nics,
+    ) -> Result<HopsReader, NicError> {
+        let Self { link, mac, queues } = self;
+        for socket in sockets.iter().flatten() {
+            steering.add_socket(socket.queue(), socket)?;
         }
-        let zero_copy = of_worker.iter().flatten().all(XdpSocket::is_zero_copy);
+        let zero_copy = sockets.iter().flatten().all(XdpSocket::is_zero_copy);
         info!(
             "{side} side over AF_XDP: {}, {queues} queues, {} mode, {}",
             link.name,
@@ -183,14 +255,6 @@ impl Nic {
         };
         nics.0
             .push(Surroundings::start(side, steering, table, questions)?);
-        let wrapped =
-            workers
-                .into_iter()
-                .zip(of_worker)
-                .map(|(kernel, queues)| match queues.is_empty() {
-                    true => kernel,
-                    false => wrap(queues, kernel, reader.clone()),
-                });
-        Ok(wrapped.collect())
+        Ok(reader)
     }
 }

@@ -87,7 +87,7 @@ impl Driver for QueueDriver {
         Ok(())
     }
 
-    fn transmit(&mut self, batch: &Batch, _: &mut DropCounters) -> Traffic {
+    fn transmit(&mut self, batch: &mut Batch, _: &mut DropCounters) -> Traffic {
         let mut sent = Traffic::default();
         for (index, packet) in batch.packets().iter().enumerate() {
             if packet.verdict == Verdict::Forward {
@@ -152,6 +152,7 @@ impl Bench {
             busy_poll: false,
             batch_packets: 4,
             frame_bytes: frame_bytes(1400),
+            frames: None,
             hold: HoldLimits::default(),
         });
         Self {

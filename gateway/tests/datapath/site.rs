@@ -140,6 +140,7 @@ impl Site {
                 busy_poll: false,
                 batch_packets: BATCH_PACKETS,
                 frame_bytes: frame_bytes(INNER_MTU as usize),
+                frames: None,
                 hold: HoldLimits::default(),
             });
             site.workers.push(worker.expect("a worker"));

@@ -160,7 +160,7 @@ impl Driver for SharedPort {
         Ok(())
     }
 
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         let port = self.port;
         let ours = |outer: &Outer| outer.udp && outer.local_port == port;
         let claims = |outer: &Outer| ours(outer) && outer.remote.is_ipv4();

@@ -69,7 +69,7 @@ impl Beside {
         !matches!(poll(&mut polled, Some(&NOW)), Ok(0))
     }
 
-    pub(super) fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
+    pub(super) fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         self.driver.transmit(batch, drops)
     }
 
@@ -112,7 +112,7 @@ mod tests {
             Ok(())
         }
 
-        fn transmit(&mut self, _: &Batch, _: &mut DropCounters) -> Traffic {
+        fn transmit(&mut self, _: &mut Batch, _: &mut DropCounters) -> Traffic {
             Traffic::default()
         }
 

@@ -75,16 +75,10 @@ pub(super) fn outer_bytes(outer: &Outer) -> usize {
     ip + if outer.udp { UDP_BYTES } else { 0 }
 }
 
-/// Writes a frame of the public side around an ESP packet. `false` if our address is not of the peer's family. `frame` is
-/// [`ETHERNET_BYTES`] + [`outer_bytes`] + `esp` long.
+/// Writes the headers of the public side into a frame, before the ESP packet that lies behind [`ETHERNET_BYTES`] +
+/// [`outer_bytes`]. `false` if our address is not of the peer's family.
 #[must_use]
-pub(super) fn write_outer(
-    frame: &mut [u8],
-    hop: &NextHop,
-    outer: &Outer,
-    port: u16,
-    esp: &[u8],
-) -> bool {
+pub(super) fn write_outer(frame: &mut [u8], hop: &NextHop, outer: &Outer, port: u16) -> bool {
     let local = if outer.local.is_unspecified() {
         hop.source
     } else {
@@ -103,9 +97,10 @@ pub(super) fn write_outer(
             whole[..IPV4_BYTES].fill(0);
             (whole[0], whole[1]) = (0x45, outer.tos);
             whole[2..4].copy_from_slice(&(bytes as u16).to_be_bytes());
-            if let Some(number) = esp.get(6..8) {
+            let number = outer_bytes(outer) + 6;
+            if number + 2 <= bytes {
                 // RFC 6864 §4.3: differs between fragments in flight, being the sequence number's low half.
-                whole[4..6].copy_from_slice(number);
+                whole.copy_within(number..number + 2, 4);
             }
             whole[6] = if outer.df { 0x40 } else { 0 };
             (whole[8], whole[9]) = (TTL, above);
@@ -130,8 +125,6 @@ pub(super) fn write_outer(
         }
         _ => return false,
     };
-    let start = bytes - esp.len();
-    whole[start..].copy_from_slice(esp);
     if outer.udp {
         let datagram = &mut whole[ip_bytes..];
         datagram[..2].copy_from_slice(&port.to_be_bytes());
@@ -150,7 +143,7 @@ pub(super) fn write_outer(
 
 /// Reads a frame of the private side as a router does: the IP packet, its TTL counted down, its transport checksum finished
 /// if whoever sent it on this very machine left that to a network card. `None`: nothing that we could forward.
-pub(super) fn open_inner(frame: &mut [u8]) -> Option<&[u8]> {
+pub(super) fn open_inner(frame: &mut [u8]) -> Option<Range<usize>> {
     let whole = frame.get_mut(ETHERNET_BYTES..)?;
     let bytes = match whole.first()? >> 4 {
         4 => Ipv4::parse(whole)?.total_bytes(),
@@ -162,15 +155,15 @@ pub(super) fn open_inner(frame: &mut [u8]) -> Option<&[u8]> {
         return None;
     }
     finish_checksum(packet);
-    Some(packet)
+    Some(ETHERNET_BYTES..ETHERNET_BYTES + bytes)
 }
 
-/// Writes a frame of the private side around a decrypted packet, as a router does. `false` if its TTL is used up. `frame` is
-/// [`ETHERNET_BYTES`] + `packet` long.
+/// Writes the header of the private side into a frame, before the decrypted packet that lies behind [`ETHERNET_BYTES`], as a
+/// router does. `false` if its TTL is used up.
 #[must_use]
-pub(super) fn write_inner(frame: &mut [u8], hop: &NextHop, packet: &[u8]) -> bool {
-    write_ethernet(frame, hop, packet[0] >> 4 == 4);
-    frame[ETHERNET_BYTES..].copy_from_slice(packet);
+pub(super) fn write_inner(frame: &mut [u8], hop: &NextHop) -> bool {
+    let ipv4 = frame[ETHERNET_BYTES] >> 4 == 4;
+    write_ethernet(frame, hop, ipv4);
     count_down(&mut frame[ETHERNET_BYTES..])
 }
 
@@ -289,7 +282,9 @@ mod tests {
             for udp in [true, false] {
                 let outer = there(remote, udp);
                 let mut frame = vec![0xee; ETHERNET_BYTES + outer_bytes(&outer) + esp.len()];
-                assert!(write_outer(&mut frame, &hop(source), &outer, 4501, &esp));
+                let start = frame.len() - esp.len();
+                frame[start..].copy_from_slice(&esp);
+                assert!(write_outer(&mut frame, &hop(source), &outer, 4501));
                 assert_eq!(frame[..12], [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1]);
                 frame.resize(frame.len() + 7, 0); // padding
                 let (read, at) = open_outer(&frame).unwrap();
@@ -312,13 +307,7 @@ mod tests {
     fn a_damaged_outer_header_is_refused() {
         let outer = there("192.0.2.2:4500", false);
         let mut frame = vec![0; ETHERNET_BYTES + outer_bytes(&outer) + 40];
-        assert!(write_outer(
-            &mut frame,
-            &hop("192.0.2.1"),
-            &outer,
-            4500,
-            &[7; 40]
-        ));
+        assert!(write_outer(&mut frame, &hop("192.0.2.1"), &outer, 4500));
         assert!(open_outer(&frame).is_some());
         frame[ETHERNET_BYTES + 13] ^= 1; // in the source address
         assert!(open_outer(&frame).is_none());
@@ -332,13 +321,7 @@ mod tests {
     fn a_peer_of_the_other_family_is_refused() {
         let outer = there("[2001:db8::2]:4500", true);
         let mut frame = vec![0; ETHERNET_BYTES + outer_bytes(&outer) + 40];
-        assert!(!write_outer(
-            &mut frame,
-            &hop("192.0.2.1"),
-            &outer,
-            4500,
-            &[7; 40]
-        ));
+        assert!(!write_outer(&mut frame, &hop("192.0.2.1"), &outer, 4500));
     }
 
     /// UDP from 10.1.0.2 to 10.2.0.2 with its checksum unfinished, in a frame.
@@ -368,11 +351,13 @@ mod tests {
     #[test]
     fn a_forwarded_packet_has_one_hop_less_and_right_checksums() {
         let mut frame = unfinished(64);
-        let packet = open_inner(&mut frame).unwrap().to_vec();
+        let at = open_inner(&mut frame).unwrap();
+        let packet = frame[at].to_vec();
         assert_eq!((packet.len(), packet[8]), (39, 63));
         assert!(adds_up(&packet));
         let mut out = vec![0; ETHERNET_BYTES + packet.len()];
-        assert!(write_inner(&mut out, &hop("10.2.0.1"), &packet));
+        out[ETHERNET_BYTES..].copy_from_slice(&packet);
+        assert!(write_inner(&mut out, &hop("10.2.0.1")));
         assert!(adds_up(&out[ETHERNET_BYTES..]) && out[ETHERNET_BYTES + 8] == 62);
         assert_eq!(destination(&packet), Some([10, 2, 0, 2].into()));
     }

@@ -12,21 +12,35 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | `umem.rs`, `ring.rs`, `socket.rs` | memory shared with the kernel, the four rings over it, one queue's socket |
+//! | `frames.rs` | one worker's queues of both sides, over one memory |
+//! | `umem.rs`, `ring.rs`, `socket.rs` | that memory, the four rings of a queue, one queue's socket |
 //! | `program.rs` | the programs: `../assembly.rs` makes them of their texts, `../bpf.rs` loads them |
 //! | `ethernet.rs`, `next_hops.rs` | headers that the kernel would write, and what it knows that they must say |
-//! | `outer.rs`, `inner.rs` | the two drivers |
-//! | `beside.rs`, `leftovers.rs` | the kernel's drivers beside them, and what leaves by those |
+//! | `side.rs`, `outer.rs`, `inner.rs` | what both drivers have in common, and the two |
+//! | `beside.rs` | the kernel's drivers beside them |
 //!
-//! # One copy each way, and why
+//! # From ring to ring
 //!
-//! Packets are copied between the kernel's frames and the batch, headers being written on the way: in from the ring that they
-//! came by, out to the ring that they leave by. Nothing would stop a frame from going from one ring to the other but this: a
-//! [`Batch`]'s arena is one `&mut [u8]`, of which outbound, inbound and the AEAD take the ranges they need, and memory into
-//! which the kernel writes meanwhile, be it into other frames, cannot be one. In bounds that is sound, each packet would be a
-//! slice of its own, in every signature of the dataplane down to the AEAD's kernels, which today check a run of jobs against one
-//! arena. All drivers would pay for that; and what only this one would save is small, the bytes being those that the AEAD reads
-//! next or wrote last. Measured on a Zen 5, minima over windows of 4096 packets, frames of a ring of 8 MiB:
+//! A packet stays in the frame in which it came: it is sealed or opened there, headers are written before it, and the frame
+//! leaves by the other side's ring. All queues of a worker share one memory for that (XDP_SHARED_UMEM, Linux 5.10), cut in two:
+//! frames for what leaves and frames for what arrives, so that neither direction takes the other's.
+//!
+//! ```text
+//!            fill ring ──▶ NIC fills it ──▶ rx ring of one side
+//!               ▲                              │
+//!          spare frames                  packet of a batch: checked, sealed or opened in place
+//!               ▲                              │
+//!      completion ring ◀── NIC sends it ◀── tx ring of the other side
+//!               ▲                              │
+//!               └──────────────────── dropped, held, for the control side, or sent by the kernel's sockets
+//! ```
+//!
+//! A batch counts its frames (`Batch::lent`, in the dataplane): each is spare, a packet's or away, and what is told twice or was
+//! never the batch's is refused. Where one side is the kernel's, its driver reads into spare frames and writes out of packets'. What
+//! was held while a tunnel had no SA leaves by the sockets.
+//!
+//! What a copy on the way in and another on the way out would cost, on a Zen 5, minima over windows of 4096 packets, frames of
+//! a ring of 8 MiB:
 //!
 //! | | 64 bytes | 576 bytes | 1400 bytes |
 //! |---|---|---|---|
@@ -34,36 +48,32 @@
 //! | copied in, read there | 8 ns | 19 ns | 35 ns |
 //! | and copied out | 12 ns | 27 ns | 48 ns |
 //!
-//! On virtual interfaces, where the kernel copies as well and needs microseconds a packet, this cannot be seen: `perf` finds 0.3 % of
-//! a worker's time in `memcpy`, 92 % in the kernel. In the topology of `tests/compare` 64-byte packets pass at 0.36 Mpps; at 0.41 Mpps through a
-//! forwarder of a hundred lines over one UMEM, made for this measurement, that encrypts nothing and copies nothing (medians of four
-//! interleaved rounds). A card that takes ten million packets a second a core would show more.
+//! On virtual interfaces, where the kernel copies as well and needs microseconds a packet, this can hardly be seen.
 //!
 //! # Why these programs are text
 //!
 //! `rbpf` assembles them at start. `aya` would load what clang or a nightly compiler made, and then a fresh machine needs
 //! one of those; 70 lines of assembly that verifier and tests check packet class by packet class need neither.
-//!
-//! [`Batch`]: esplane_dataplane::Batch
 
 mod beside;
 mod ethernet;
+mod frames;
 mod inner;
-mod leftovers;
 mod next_hops;
 mod outer;
 mod program;
 mod ring;
+mod side;
 mod socket;
 mod umem;
 
+pub use frames::{Frames, Queue, WorkerQueues};
 pub use inner::XdpInner;
 pub use next_hops::{HopsReader, NextHop, NextHops, next_hops};
 pub use outer::XdpOuter;
 pub use program::{Steering, Taken, XdpMode};
 pub use socket::{XdpSocket, queues_of};
 
-use leftovers::Leftovers;
 use std::io;
 
 /// Why an interface cannot be used with AF_XDP.
@@ -103,6 +113,15 @@ pub enum XdpError {
         /// What it is.
         mtu: u32,
     },
+    /// As above, of the tunnels' interface.
+    #[error(
+        "the tunnels' interface has an MTU of {mtu}; beside AF_XDP up to {} are taken: lower it, or leave all to the kernel",
+        umem::MTU_MAX
+    )]
+    InnerMtu {
+        /// What it is.
+        mtu: u32,
+    },
     /// More queues than there are.
     #[error("`{interface}` has {there} queues, not {wanted}; use {there} or fewer, or `auto`")]
     Queues {
@@ -113,16 +132,6 @@ pub enum XdpError {
         /// How many were asked for.
         wanted: u32,
     },
-}
-
-/// All queues, each time beginning with another, so that a busy one cannot starve the rest.
-fn in_turn<'a>(
-    queues: &'a mut [XdpSocket],
-    turn: &mut usize,
-) -> impl Iterator<Item = &'a mut XdpSocket> {
-    *turn = turn.wrapping_add(1);
-    let (last, first) = queues.split_at_mut(*turn % queues.len().max(1));
-    first.iter_mut().chain(last)
 }
 
 fn hint(source: &io::Error) -> &'static str {

@@ -1,15 +1,15 @@
 //! The public side over AF_XDP, with the kernel's sockets for whatever is better left to them.
 
 use super::{
-    HopsReader, Leftovers, XdpSocket,
-    beside::Beside,
+    HopsReader, XdpSocket,
     ethernet::{ETHERNET_BYTES, open_outer, outer_bytes, write_outer},
-    in_turn,
+    next_hops::HopsNow,
+    side::{Departure, Reasons, Side},
 };
 use crate::io::{Descriptors, Driver, Traffic};
 use esplane_api::{DropCounters, DropReason};
-use esplane_dataplane::batch::{Batch, Verdict};
-use std::{io, os::fd::AsFd};
+use esplane_dataplane::batch::{Batch, PacketBuf};
+use std::io;
 
 /// One worker's queues of the public interface, and its sockets.
 ///
@@ -17,14 +17,9 @@ use std::{io, os::fd::AsFd};
 /// first queue; by the sockets goes what has no known next hop on this interface, and what is larger than its MTU, which the
 /// kernel fragments.
 pub struct XdpOuter {
-    queues: Vec<XdpSocket>,
-    kernel: Beside,
-    hops: HopsReader,
+    side: Side,
     /// Our UDP port, where a packet does not say.
     port: u16,
-    /// Packets for the kernel: few.
-    left: Option<Box<Batch>>,
-    turn: usize,
 }
 
 impl XdpOuter {
@@ -35,99 +30,67 @@ impl XdpOuter {
         hops: HopsReader,
         port: u16,
     ) -> Self {
-        Self {
-            queues,
-            kernel: Beside::new(kernel),
-            hops,
-            port,
-            left: None,
-            turn: 0,
-        }
+        let reasons = Reasons {
+            malformed: DropReason::OuterMalformed,
+            overrun: DropReason::OuterOverrun,
+            full: DropReason::TransmitQueueFull,
+            refused: DropReason::TransmitFailed,
+        };
+        let side = Side::new(queues, kernel, hops, reasons);
+        Self { side, port }
     }
 }
 
 impl Driver for XdpOuter {
     fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
-        let queues = in_turn(&mut self.queues, &mut self.turn);
-        self.kernel.receive(batch, drops, |batch, drops| {
-            for queue in queues {
-                receive_frames(queue, batch, drops);
-            }
+        self.side.receive(batch, drops, |frame| {
+            open_outer(frame).map(|(outer, at)| (at, outer))
         })
     }
 
-    fn transmit(&mut self, batch: &Batch, drops: &mut DropCounters) -> Traffic {
-        let mut sent = Traffic::default();
-        let Some(queue) = self.queues.first_mut() else {
-            return self.kernel.transmit(batch, drops);
-        };
-        let mut hops = self.hops.now();
-        let mut left = Leftovers::new(&mut self.left, batch);
-        for (index, packet) in batch.packets().iter().enumerate() {
-            if packet.verdict != Verdict::Forward {
-                continue;
-            }
-            let (outer, data) = (batch.outer_of(packet), batch.data(index));
-            let bytes = outer_bytes(&outer) + data.len();
-            let hop = hops
-                .find(outer.remote.ip())
-                .filter(|hop| bytes <= hop.mtu.min(queue.mtu()));
-            let ours = hop.filter(|hop| {
-                outer.local.is_unspecified() && hop.source.is_ipv4() == outer.remote.is_ipv4()
-                    || outer.local.is_ipv4() == outer.remote.is_ipv4()
-            });
-            let Some(hop) = ours else {
-                left.push(data, outer, drops);
-                continue;
-            };
-            let port = match outer.local_port {
-                0 => self.port,
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
+        let port = self.port;
+        let write = |frame: &mut [u8], departure: &Departure| {
+            let port = match departure.outer.local_port {
+                0 => port,
                 port => port,
             };
-            let write = |frame: &mut [u8]| {
-                let _written = write_outer(frame, &hop, &outer, port, data);
-                debug_assert!(_written, "families were compared above");
-            };
-            if queue.send(ETHERNET_BYTES + bytes, write) {
-                sent.add(data.len());
-            } else {
-                drops.add(DropReason::TransmitQueueFull, 1);
-            }
-        }
-        queue.flush();
-        if let Some(left) = left.batch() {
-            sent += self.kernel.transmit(left, drops);
-        }
-        sent
+            write_outer(frame, &departure.hop, &departure.outer, port)
+        };
+        self.side.transmit(batch, drops, find, write)
+    }
+
+    fn reclaim(&mut self, batch: &mut Batch) {
+        self.side.reclaim(batch);
     }
 
     fn count_lost(&mut self, drops: &mut DropCounters) {
-        for queue in &mut self.queues {
-            let lost = queue.take_lost();
-            drops.add(DropReason::OuterOverrun, lost.arriving);
-            drops.add(DropReason::TransmitFailed, lost.leaving);
-        }
-        self.kernel.count_lost(drops);
+        self.side.count_lost(drops);
     }
 
     fn poll_descriptors(&self) -> Descriptors<'_> {
-        let mut all = self.kernel.poll_descriptors();
-        for queue in &self.queues {
-            let _ = all.try_push(queue.as_fd()); // `nic.rs` gives no worker more queues than fit
-        }
-        all
+        self.side.poll_descriptors()
     }
 }
 
-fn receive_frames(queue: &mut XdpSocket, batch: &mut Batch, drops: &mut DropCounters) {
-    queue.receive(batch.capacity() - batch.len(), |frame| {
-        match open_outer(frame) {
-            None => drops.add(DropReason::OuterMalformed, 1),
-            Some((outer, at)) => {
-                if !batch.push(&frame[at], outer) {
-                    drops.add(DropReason::ReceiveTruncated, 1);
-                }
-            }
-        }
-    });
+fn find(
+    hops: &mut HopsNow<'_>,
+    batch: &Batch,
+    packet: &PacketBuf,
+    mtu: usize,
+) -> Option<Departure> {
+    let outer = batch.outer_of(packet);
+    let header_bytes = outer_bytes(&outer);
+    let bytes = header_bytes + packet.data_bytes();
+    let hop = hops
+        .find(outer.remote.ip())
+        .filter(|hop| bytes <= hop.mtu.min(mtu))?;
+    let is_of_one_family = outer.local.is_unspecified()
+        && hop.source.is_ipv4() == outer.remote.is_ipv4()
+        || outer.local.is_ipv4() == outer.remote.is_ipv4();
+    is_of_one_family.then_some(Departure {
+        header_bytes: ETHERNET_BYTES + header_bytes,
+        hop,
+        outer,
+    })
 }

@@ -1,30 +1,26 @@
-//! One AF_XDP socket: one queue of one interface, over memory of its own.
+//! One AF_XDP socket: one queue of one interface, over memory that it shares with others.
 
 use super::{
     super::{check, raw},
-    XdpError, failed,
+    Queue,
     ring::{Consumer, Producer},
-    umem::{MTU_MAX, Umem},
+    umem::Umem,
 };
+use esplane_dataplane::{Batch, Outer};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use std::{
     fs, io, mem,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    thread,
-    time::Duration,
+    sync::Arc,
 };
 
 /// Entries of each ring: some milliseconds of traffic at full speed.
-const RING: u32 = 2048;
-/// Frames: as many for what arrives as for what leaves.
-const FRAMES: usize = 2 * RING as usize;
+pub(super) const RING: u32 = 2048;
 /// Bytes that may wait in the kernel on their way out.
 const SEND_BUFFER_BYTES: libc::c_int = 16 << 20;
-/// A queue may be taken for a moment after its last owner has gone.
-const BUSY_RETRIES: u32 = 40;
-const BUSY_WAIT: Duration = Duration::from_millis(50);
 /// How often one flush calls the kernel: where it copies, it takes 32 packets a call.
-const KICKS_MAX: usize = 2 * FRAMES / 32;
+const KICKS_MAX: u32 = 2 * RING / 32;
 /// XDP_MAX_TX_SKB_BUDGET of Linux 6.18; missing from the libc crate.
 const MAX_TX_BUDGET: libc::c_int = 9;
 
@@ -36,9 +32,10 @@ pub struct XdpSocket {
     completion: Consumer<u64>,
     rx: Consumer<libc::xdp_desc>,
     tx: Producer<libc::xdp_desc>,
-    umem: Umem,
-    /// Frames that nothing leaves from at the moment.
-    free: Vec<u64>,
+    /// Kept for the kernel.
+    _umem: Arc<Umem>,
+    /// Frames on their way out: at most [`RING`].
+    in_flight: u32,
     /// Whether something was added to `tx` since the last flush.
     unflushed: bool,
     queue: u32,
@@ -48,48 +45,38 @@ pub struct XdpSocket {
     lost: Lost,
 }
 
-impl XdpSocket {
-    /// Opens a queue of an interface with this number, name and MTU.
-    pub fn open(link: u32, interface: &str, mtu: u32, queue: u32) -> Result<Self, XdpError> {
-        if mtu as usize > MTU_MAX {
-            let interface = interface.to_owned();
-            return Err(XdpError::Mtu { interface, mtu });
-        }
-        let mut zero_copy = true;
-        let mut tries = 0;
-        loop {
-            match Self::try_open(link, mtu as usize, queue, zero_copy) {
-                Ok(socket) => return Ok(socket),
-                Err((_, error)) if zero_copy && lacks_zero_copy(&error) => zero_copy = false,
-                Err((_, error))
-                    if error.raw_os_error() == Some(libc::EBUSY) && tries < BUSY_RETRIES =>
-                {
-                    tries += 1;
-                    thread::sleep(BUSY_WAIT);
-                }
-                Err((doing, error)) => return Err(failed(doing, interface, error)),
-            }
-        }
-    }
-
-    fn try_open(
-        link: u32,
-        mtu: usize,
-        queue: u32,
+/// How a socket gets at its memory.
+#[derive(Clone, Copy)]
+pub(super) enum Binding<'a> {
+    /// It tells the kernel of it.
+    First { zero_copy: bool },
+    /// It shares it with one that has done so, and its mode too.
+    Sharing {
+        with: BorrowedFd<'a>,
         zero_copy: bool,
+    },
+}
+
+impl XdpSocket {
+    /// Opens a queue. An error says what could not be done.
+    pub(super) fn open(
+        queue: &Queue,
+        umem: &Arc<Umem>,
+        binding: Binding<'_>,
     ) -> Result<Self, (&'static str, io::Error)> {
         let doing = |doing: &'static str| move |error: io::Error| (doing, error);
         let family = AddressFamily::from_raw(libc::AF_XDP as _);
         let socket = socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, None)
             .map_err(|error| ("open a socket", error.into()))?;
-        let umem = Umem::new(FRAMES, mtu).map_err(doing("get memory"))?;
-        // SAFETY: a plain C structure for which all bits zero is valid.
-        let mut region: libc::xdp_umem_reg = unsafe { mem::zeroed() };
-        region.addr = umem.start();
-        region.len = umem.bytes() as u64;
-        region.chunk_size = umem.frame_bytes() as u32;
         let fd = socket.as_fd();
-        set(fd, libc::XDP_UMEM_REG, &region).map_err(doing("share memory"))?;
+        if let Binding::First { .. } = binding {
+            // SAFETY: a plain C structure for which all bits zero is valid.
+            let mut region: libc::xdp_umem_reg = unsafe { mem::zeroed() };
+            region.addr = umem.start();
+            region.len = umem.bytes() as u64;
+            region.chunk_size = umem.frame_bytes() as u32;
+            set(fd, libc::XDP_UMEM_REG, &region).map_err(doing("share memory"))?;
+        }
         for ring in [
             libc::XDP_UMEM_FILL_RING,
             libc::XDP_UMEM_COMPLETION_RING,
@@ -113,43 +100,26 @@ impl XdpSocket {
                 ))
             })()
         };
-        let (mut fill, completion, rx, tx) = rings.map_err(doing("map the rings"))?;
-        // SAFETY: as for `region`.
-        let mut name: libc::sockaddr_xdp = unsafe { mem::zeroed() };
-        name.sxdp_family = libc::AF_XDP as _;
-        name.sxdp_ifindex = link;
-        name.sxdp_queue_id = queue;
-        name.sxdp_flags = libc::XDP_USE_NEED_WAKEUP
-            | if zero_copy {
-                libc::XDP_ZEROCOPY
-            } else {
-                libc::XDP_COPY
-            };
-        let frame_bytes = umem.frame_bytes() as u64;
-        let mut frames = (0..FRAMES as u64).map(|frame| frame * frame_bytes);
-        for frame in frames.by_ref().take(RING as usize) {
-            let _ = fill.push(frame); // as many as the ring has room for
-        }
-        fill.submit();
-        let bytes = mem::size_of_val(&name) as libc::socklen_t;
-        // SAFETY: the kernel reads a sockaddr_xdp of this length.
-        check(unsafe { libc::bind(raw(fd), (&raw const name).cast(), bytes) })
-            .map_err(doing("take a queue"))?;
+        let (fill, completion, rx, tx) = rings.map_err(doing("map the rings"))?;
+        let zero_copy = bind(fd, queue, binding).map_err(doing(match binding {
+            Binding::First { .. } => "take a queue",
+            Binding::Sharing { .. } => "take a queue that shares memory with another (Linux 5.10)",
+        }))?;
         // Both speed up what works anyway, and older kernels know only the first.
         let _ =
             rustix::net::sockopt::set_socket_send_buffer_size_force(fd, SEND_BUFFER_BYTES as usize);
         let _ = set(fd, MAX_TX_BUDGET, &(RING as libc::c_int));
         Ok(Self {
-            free: frames.collect(),
             socket,
             fill,
             completion,
             rx,
             tx,
-            umem,
+            _umem: Arc::clone(umem),
+            in_flight: 0,
             unflushed: false,
-            queue,
-            mtu,
+            queue: queue.number,
+            mtu: queue.mtu as usize,
             zero_copy,
             lost: Lost::default(),
         })
@@ -170,59 +140,78 @@ impl XdpSocket {
         self.mtu
     }
 
-    /// Shows each frame that has arrived, at most `limit`, and gives it back to the kernel.
-    pub(super) fn receive(&mut self, limit: usize, mut take: impl FnMut(&mut [u8])) -> usize {
-        let mut count = 0;
-        while count < limit
+    /// Takes the frames that have arrived into the batch, while it has room for packets; `read` looks at each, Ethernet and
+    /// all, as in [`Batch::push_lent`]. Answers how many frames had no packet. Then lends the kernel spare frames again.
+    pub(super) fn receive(
+        &mut self,
+        batch: &mut Batch,
+        mut read: impl FnMut(&mut [u8]) -> Option<(Range<usize>, Outer)>,
+    ) -> usize {
+        let mut refused = 0;
+        let mut any = false;
+        while batch.len() < batch.capacity()
             && let Some(entry) = self.rx.pop()
         {
-            // SAFETY: the kernel has handed us this frame by the ring, and gets it back by `fill` below, behind the use.
-            if let Some(frame) = unsafe { self.umem.packet_mut(entry.addr, entry.len as usize) } {
-                take(frame);
-            }
-            // There are as many frames for receipt as the ring has entries, so there is room.
-            let _ = self.fill.push(self.umem.frame_of(entry.addr));
-            count += 1;
+            let start = entry.addr as usize;
+            let written = start..start.saturating_add(entry.len as usize);
+            refused += usize::from(!batch.push_lent(written, &mut read));
+            any = true;
         }
-        if count > 0 {
+        if any {
             self.rx.release();
-            self.fill.submit();
         }
-        // Where the kernel has run out of frames it waits to be called.
-        if self.fill.needs_wakeup() && count > 0 {
-            self.call(libc::MSG_DONTWAIT, false);
-        }
-        count
+        self.refill(batch);
+        refused
     }
 
-    /// Adds a frame of `bytes` to be sent, which `write` fills; it leaves with [`XdpSocket::flush`]. `false` if
-    /// there is no room, not even after the kernel has been called.
-    pub(super) fn send(&mut self, bytes: usize, write: impl FnOnce(&mut [u8])) -> bool {
-        if self.free.is_empty() {
-            self.flush();
+    fn refill(&mut self, batch: &mut Batch) {
+        let mut any = false;
+        while self.fill.has_room()
+            && let Some(frame) = batch.lend()
+        {
+            let _ = self.fill.push(frame.start as u64); // there is room
+            any = true;
         }
-        let Some(frame) = self.free.pop() else {
+        if any {
+            self.fill.submit();
+            // Where the kernel has run out of frames it waits to be called.
+            if self.fill.needs_wakeup() {
+                self.call(libc::MSG_DONTWAIT, false);
+            }
+        }
+    }
+
+    /// Whether one frame more can be sent, be it after the kernel has been called.
+    pub(super) fn has_room(&mut self, batch: &mut Batch) -> bool {
+        if self.in_flight == RING {
+            self.flush(batch);
+        }
+        self.in_flight < RING
+    }
+
+    /// Takes a packet out of the batch, Ethernet and all, to be sent; it leaves with [`XdpSocket::flush`]. `false` if there
+    /// is no room, or the batch does not let it go.
+    pub(super) fn send(&mut self, batch: &mut Batch, index: usize) -> bool {
+        if self.in_flight == RING {
+            return false;
+        }
+        let Some(data) = batch.take(index) else {
             return false;
         };
-        // SAFETY: frames in `free` are ours: never yet handed over, or come back by `completion`.
-        let Some(place) = (unsafe { self.umem.packet_mut(frame, bytes) }) else {
-            self.free.push(frame);
-            return false;
-        };
-        write(place);
         // SAFETY: all bits zero is a valid entry.
         let mut entry: libc::xdp_desc = unsafe { mem::zeroed() };
-        (entry.addr, entry.len) = (frame, bytes as u32);
+        (entry.addr, entry.len) = (data.start as u64, data.len() as u32);
         if !self.tx.push(entry) {
-            self.free.push(frame);
+            let _was_taken = batch.give_back(data.start); // not so: fewer are in flight than it has entries
             return false;
         }
+        self.in_flight += 1;
         self.unflushed = true;
         true
     }
 
-    /// Shows the kernel all that was added, and lets it send.
-    pub(super) fn flush(&mut self) {
+    /// Shows the kernel all that was added, and lets it send. What has left comes back to the batch.
+    pub(super) fn flush(&mut self, batch: &mut Batch) {
         if mem::take(&mut self.unflushed) {
             self.tx.submit();
         }
@@ -234,15 +223,23 @@ impl XdpSocket {
                 break;
             }
         }
-        self.complete();
+        self.complete(batch);
     }
 
-    fn complete(&mut self) {
-        let before = self.free.len();
-        while let Some(frame) = self.completion.pop() {
-            self.free.push(self.umem.frame_of(frame));
+    /// Gives frames that have left back to the batch whose packets they were, and pushes those that have not.
+    pub(super) fn reclaim(&mut self, batch: &mut Batch) {
+        if self.in_flight > 0 {
+            self.flush(batch);
         }
-        if self.free.len() > before {
+    }
+
+    fn complete(&mut self, batch: &mut Batch) {
+        let before = self.in_flight;
+        while let Some(frame) = self.completion.pop() {
+            let _was_taken = batch.give_back(frame as usize);
+            self.in_flight = self.in_flight.saturating_sub(1);
+        }
+        if self.in_flight < before {
             self.completion.release();
         }
     }
@@ -368,11 +365,41 @@ fn channels(interface: &str) -> io::Result<u32> {
     }
 }
 
-fn lacks_zero_copy(error: &io::Error) -> bool {
+pub(super) fn lacks_zero_copy(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::EOPNOTSUPP | libc::EINVAL | libc::EPROTONOSUPPORT)
     )
+}
+
+/// Binds a socket to its queue. Answers whether the network card itself reads and writes the memory.
+fn bind(fd: BorrowedFd<'_>, queue: &Queue, binding: Binding<'_>) -> io::Result<bool> {
+    // SAFETY: a plain C structure for which all bits zero is valid.
+    let mut name: libc::sockaddr_xdp = unsafe { mem::zeroed() };
+    name.sxdp_family = libc::AF_XDP as _;
+    name.sxdp_ifindex = queue.link;
+    name.sxdp_queue_id = queue.number;
+    let zero_copy = match binding {
+        Binding::First { zero_copy } => {
+            let mode = if zero_copy {
+                libc::XDP_ZEROCOPY
+            } else {
+                libc::XDP_COPY
+            };
+            name.sxdp_flags = libc::XDP_USE_NEED_WAKEUP | mode;
+            zero_copy
+        }
+        // The kernel gives it the mode of the first.
+        Binding::Sharing { with, zero_copy } => {
+            name.sxdp_flags = libc::XDP_SHARED_UMEM;
+            name.sxdp_shared_umem_fd = raw(with) as u32;
+            zero_copy
+        }
+    };
+    let bytes = mem::size_of_val(&name) as libc::socklen_t;
+    // SAFETY: the kernel reads a sockaddr_xdp of this length.
+    check(unsafe { libc::bind(raw(fd), (&raw const name).cast(), bytes) })?;
+    Ok(zero_copy)
 }
 
 fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
@@ -408,10 +435,10 @@ fn offsets(socket: BorrowedFd<'_>) -> io::Result<libc::xdp_mmap_offsets> {
 mod tests {
     use super::*;
     use crate::{
-        io::xdp::{Steering, Taken},
+        io::xdp::{Steering, Taken, WorkerQueues},
         netlink::Netlink,
     };
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, thread};
 
     /// Nobody takes frames out: the ring fills, and what comes then is lost but counted.
     #[test]
@@ -425,25 +452,22 @@ mod tests {
             let (mut from, mut to, _steering) = linked();
             let mut lost = Lost::default();
             let mut sent = 0;
+            to.receive(); // lends the kernel frames
             while lost.arriving == 0 {
                 assert!(sent < 10 * RING, "{sent} frames, and none is lost");
-                let write = |frame: &mut [u8]| frame.copy_from_slice(&FRAME);
-                sent += u32::from(from.send(FRAME.len(), write));
-                from.flush();
-                lost = to.take_lost();
+                sent += from.send(&FRAME);
+                lost = to.socket.take_lost();
             }
             let mut arrived = 0;
-            to.receive(usize::MAX, |frame| {
-                assert_eq!(frame, FRAME);
-                arrived += 1;
-            });
-            assert_eq!(arrived, RING);
+            while let received @ 1.. = to.receive() {
+                arrived += received;
+            }
+            assert_eq!(arrived, RING as usize);
             // Some may yet be on their way, but each is counted once.
-            let later = to.take_lost().arriving;
+            let later = to.socket.take_lost().arriving;
             assert!(u64::from(RING) + lost.arriving + later <= sent.into());
-            assert!(from.send(0, |_| ()), "an entry that is none");
-            from.flush();
-            assert_eq!(from.take_lost().leaving, 1);
+            assert_eq!(from.send(&[]), 1, "an entry that is none");
+            assert_eq!(from.socket.take_lost().leaving, 1);
         };
         thread::spawn(story).join().unwrap();
     }
@@ -458,8 +482,51 @@ mod tests {
         frame
     };
 
+    /// One end: its socket and the batch that it works with.
+    struct End {
+        socket: XdpSocket,
+        batch: Batch,
+    }
+
+    impl End {
+        fn open(link: u32, name: &str, sends: bool) -> Self {
+            let queue = [Queue {
+                interface: name.to_owned(),
+                link,
+                mtu: 1500,
+                number: 0,
+            }];
+            let mut queues = WorkerQueues::open(&[], &queue, 64, 1400).unwrap();
+            let (leaving, arriving) = queues.frames.batches(64);
+            Self {
+                socket: queues.outer.remove(0),
+                batch: if sends { leaving } else { arriving },
+            }
+        }
+
+        fn send(&mut self, frame: &[u8]) -> u32 {
+            self.batch.clear();
+            self.socket.reclaim(&mut self.batch);
+            assert!(self.batch.push(frame, Outer::NONE));
+            let sent = self.socket.send(&mut self.batch, 0);
+            self.socket.flush(&mut self.batch);
+            sent.into()
+        }
+
+        /// How many frames have come.
+        fn receive(&mut self) -> usize {
+            self.batch.clear();
+            let read = |frame: &mut [u8]| {
+                assert_eq!(frame, FRAME);
+                Some((0..frame.len(), Outer::NONE))
+            };
+            assert_eq!(self.socket.receive(&mut self.batch, read), 0);
+            self.batch.len()
+        }
+    }
+
     /// Sockets on both ends of a pair of interfaces.
-    fn linked() -> (XdpSocket, XdpSocket, Steering) {
+    fn linked() -> (End, End, Steering) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -476,9 +543,8 @@ mod tests {
             links
         });
         let mut steering = Steering::attach("two", two, Taken::Inner { mac: MAC }).unwrap();
-        let from = XdpSocket::open(one, "one", 1500, 0).unwrap();
-        let to = XdpSocket::open(two, "two", 1500, 0).unwrap();
-        steering.add_socket(0, &to).unwrap();
+        let (from, to) = (End::open(one, "one", true), End::open(two, "two", false));
+        steering.add_socket(0, &to.socket).unwrap();
         let taken = BTreeMap::from([("10.2.0.0/16".parse().unwrap(), 1500)]);
         steering.set_networks(&taken).unwrap();
         (from, to, steering)

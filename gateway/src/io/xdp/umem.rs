@@ -1,8 +1,10 @@
 //! Memory that packets share with the kernel, cut into frames of one size.
 
-use std::{io, ptr, ptr::NonNull};
+use esplane_dataplane::Memory;
+use std::{io, ptr, ptr::NonNull, sync::Arc};
 
-/// What the kernel keeps free before a packet it has received (XDP_PACKET_HEADROOM), and behind one for its own use.
+/// What the kernel keeps free before a packet it has received (XDP_PACKET_HEADROOM), and behind one for its own use. The
+/// former holds all headers that we write before it, the latter what ESP writes behind it.
 const KERNEL_BYTES: usize = 256 + 320;
 /// Ethernet, and one VLAN tag to be on the safe side.
 const LINK_BYTES: usize = 18;
@@ -11,7 +13,7 @@ const FRAME_BYTES_MAX: usize = 4096;
 /// The largest MTU whose packets fit into a frame.
 pub(super) const MTU_MAX: usize = FRAME_BYTES_MAX - KERNEL_BYTES - LINK_BYTES;
 
-/// The memory. Frames belong to the kernel or to us, as the rings say; no reference into it outlives a call.
+/// The memory of one worker's sockets and batches. Frames belong to the kernel or to a batch, as rings and stock say.
 #[derive(Debug)]
 pub(super) struct Umem {
     start: NonNull<u8>,
@@ -19,10 +21,13 @@ pub(super) struct Umem {
     frame_bytes: usize,
 }
 
-// SAFETY: the mapping is this value's alone, and is used through it alone.
+// SAFETY: the mapping is this value's alone; what reaches into it are batches, each into its own frames.
 unsafe impl Send for Umem {}
+// SAFETY: as above; the value itself is never changed.
+unsafe impl Sync for Umem {}
 
 impl Umem {
+    /// So many frames, for packets of up to `mtu` bytes, that is at most [`MTU_MAX`].
     pub(super) fn new(frames: usize, mtu: usize) -> io::Result<Self> {
         let frame_bytes = (mtu + LINK_BYTES + KERNEL_BYTES)
             .next_power_of_two()
@@ -57,34 +62,22 @@ impl Umem {
         self.frame_bytes
     }
 
-    /// The frame in which an address lies.
-    pub(super) fn frame_of(&self, address: u64) -> u64 {
-        address - address % self.frame_bytes as u64
-    }
-
-    /// Bytes of a frame that is ours. `None` if they are not within one.
+    /// For a batch to lie over.
     ///
     /// # Safety
-    /// The kernel must have handed us the frame, and must not get it back while the answer lives.
-    pub(super) unsafe fn packet_mut(&mut self, address: u64, bytes: usize) -> Option<&mut [u8]> {
-        self.within(address, bytes).then(|| {
-            // SAFETY: within the mapping; `&mut self` and the caller's promise keep all others out.
-            unsafe {
-                std::slice::from_raw_parts_mut(self.start.as_ptr().add(address as usize), bytes)
-            }
-        })
-    }
-
-    fn within(&self, address: u64, bytes: usize) -> bool {
-        let offset = (address % self.frame_bytes as u64) as usize;
-        address < self.bytes as u64 && offset + bytes <= self.frame_bytes
+    /// Of two batches over it, each must have frames of its own, and the kernel must be given only frames that a batch has
+    /// lent or of which a packet was taken, each until it is given back.
+    pub(super) unsafe fn memory(self: &Arc<Self>) -> Memory {
+        let bytes = NonNull::slice_from_raw_parts(self.start, self.bytes);
+        // SAFETY: zeros at first, mapped as long as the keeper lives, and each frame used by its owner alone, as promised.
+        unsafe { Memory::lent(bytes, Box::new(Arc::clone(self))) }
     }
 }
 
 impl Drop for Umem {
     fn drop(&mut self) {
-        // SAFETY: mapped by `new` with this length; the socket that the kernel knows it by is closed by now, or the kernel
-        // keeps the pages itself.
+        // SAFETY: mapped by `new` with this length; batches and sockets keep the value, so none is left, and where the kernel
+        // still uses pages, it keeps them itself.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
     }
 }
