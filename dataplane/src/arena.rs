@@ -16,7 +16,7 @@ use arrayvec::ArrayVec;
 use std::{fmt, marker::PhantomData, ops::Range, ptr::NonNull};
 
 /// Packets whose bytes may be changed at once.
-pub const DISJOINT_MAX: usize = 128;
+const DISJOINT_MAX: usize = 128;
 
 /// Bytes of many packets, reached by ranges that are checked.
 pub struct Arena<'m> {
@@ -69,7 +69,7 @@ impl<'m> Arena<'m> {
     }
 
     /// Bytes of several packets at once, to be changed, as far as the ranges lie within and none overlaps one before it. At
-    /// most [`DISJOINT_MAX`].
+    /// most `DISJOINT_MAX`.
     pub fn get_disjoint_mut(
         &mut self,
         ranges: impl Iterator<Item = Range<usize>>,

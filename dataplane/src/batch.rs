@@ -370,10 +370,8 @@ impl Batch {
         true
     }
 
-    /// The frames not yet used, at most [`DISJOINT_MAX`], each without its headroom and tailroom, in the order in which
+    /// The frames not yet used, at most 128 of them, each without its headroom and tailroom, in the order in which
     /// [`Batch::push_received`] takes them.
-    ///
-    /// [`DISJOINT_MAX`]: crate::arena::DISJOINT_MAX
     pub fn spare_frames(&mut self) -> impl Iterator<Item = &mut [u8]> {
         let arena = self.memory.arena_mut();
         let (stock, frame_bytes) = (self.stock.as_ref(), self.frame_bytes);
