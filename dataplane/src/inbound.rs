@@ -2,7 +2,7 @@
 
 use crate::{
     Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::{Done, ICV_BYTES, Job, Keyed, prefetch},
+    aead::{Done, ICV_BYTES, Job, Keyed, Work, on_newer_cpus, prefetch},
     batch::Outer,
     esp::{
         Jobs, Keys,
@@ -85,7 +85,14 @@ impl Inbound {
             slot += chunk.len();
             // 3, 4, 5: classify, look up, check
             let mut arrival = Arrival::default();
-            check(tables, arena, chunk, &mut outers, &mut arrival, report);
+            on_newer_cpus(Check {
+                tables,
+                arena,
+                chunk,
+                outers: &mut outers,
+                arrival: &mut arrival,
+                report,
+            });
             // 6: authenticate and decrypt, the whole chunk in one call
             let keys = arrival.end_last_run();
             let suspect = self.keep_suspect(arena, &arrival);
@@ -135,38 +142,51 @@ impl Inbound {
 }
 
 /// Steps 3 to 5: which packets are worth authenticating. All others get their verdict here.
-fn check<'t>(
+struct Check<'b, 'o, 't> {
     tables: &'t Tables,
-    arena: &Arena<'_>,
-    chunk: &mut [PacketBuf],
-    outers: &mut OuterSides<'_>,
-    arrival: &mut Arrival<'t>,
-    report: &mut Report,
-) {
-    let (mut classified, mut first) = (Chunk::new(), None);
-    for (at, packet) in chunk.iter_mut().enumerate() {
-        if !matches!(packet.verdict, Verdict::Pending) {
-            continue;
-        }
-        // 3: classify
-        let its = match classify(tables.settings.outer_headers, arena, outers, at, packet) {
-            Ok(its) => its,
-            Err(verdict) => {
-                decide(packet, verdict, report);
+    arena: &'b Arena<'b>,
+    chunk: &'b mut [PacketBuf],
+    outers: &'b mut OuterSides<'o>,
+    arrival: &'b mut Arrival<'t>,
+    report: &'b mut Report,
+}
+
+impl Work for Check<'_, '_, '_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            tables,
+            arena,
+            chunk,
+            outers,
+            arrival,
+            report,
+        } = self;
+        let (mut classified, mut first) = (Chunk::new(), None);
+        for (at, packet) in chunk.iter_mut().enumerate() {
+            if !matches!(packet.verdict, Verdict::Pending) {
                 continue;
             }
-        };
-        // 4, 5: as long as all packets are of one SA, at once
-        let (spi, sa) = *first.get_or_insert_with(|| (its.spi, tables.sad.find(its.spi)));
-        if its.spi == spi && classified.is_empty() {
-            arrival.take(tables, arena, packet, &its, sa, report);
-        } else {
-            tables.sad.prefetch(its.spi);
-            classified.push(its);
+            // 3: classify
+            let its = match classify(tables.settings.outer_headers, arena, outers, at, packet) {
+                Ok(its) => its,
+                Err(verdict) => {
+                    decide(packet, verdict, report);
+                    continue;
+                }
+            };
+            // 4, 5: as long as all packets are of one SA, at once
+            let (spi, sa) = *first.get_or_insert_with(|| (its.spi, tables.sad.find(its.spi)));
+            if its.spi == spi && classified.is_empty() {
+                arrival.take(tables, arena, packet, &its, sa, report);
+            } else {
+                tables.sad.prefetch(its.spi);
+                classified.push(its);
+            }
         }
-    }
-    if !classified.is_empty() {
-        check_mixed(tables, arena, chunk, &classified, arrival, report);
+        if !classified.is_empty() {
+            check_mixed(tables, arena, chunk, &classified, arrival, report);
+        }
     }
 }
 
@@ -258,7 +278,7 @@ struct Classified {
 
 impl<'t> Arrival<'t> {
     /// Step 5: takes a packet that is worth authenticating; another gets its verdict.
-    #[inline]
+    #[inline(always)]
     fn take(
         &mut self,
         tables: &Tables,
@@ -274,7 +294,7 @@ impl<'t> Arrival<'t> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, tables: &Tables, sa: &'t InboundSa, sealed: Sealed, job: Job) {
         let same = matches!(self.runs.last(), Some(run) if ptr::eq(run.sa, sa));
         if !same {
@@ -308,7 +328,7 @@ impl<'t> Arrival<'t> {
 
 /// Step 3: finds the ESP packet. Its SPI, and whether it came in UDP, is the answer. The packet's data becomes the ESP
 /// packet, or what follows the non-ESP marker.
-#[inline]
+#[inline(always)]
 fn classify(
     mode: OuterHeaders,
     arena: &Arena<'_>,
@@ -322,12 +342,13 @@ fn classify(
             .take_off(arena, at, packet)
             .ok_or(Verdict::Drop(DropReason::OuterMalformed))?,
     };
-    let data = arena.get(packet.data_range()).unwrap_or_default();
+    let truncated = Verdict::Drop(DropReason::EspTruncated);
+    let data = arena.get(packet.data_range()).ok_or(truncated)?;
     if data == KEEPALIVE && udp {
         return Err(Verdict::Drop(DropReason::Keepalive));
     }
     match esp::spi(data) {
-        None => Err(Verdict::Drop(DropReason::EspTruncated)),
+        None => Err(truncated),
         Some(0) if udp && packet.grow(-NON_ESP_MARKER_BYTES, 0) => Err(Verdict::Control),
         // RFC 4303 §2.1: 0 is for local use, 1 to 255 are IANA's.
         Some(spi) if spi < Spi::MIN => Err(Verdict::Drop(DropReason::ReservedSpi)),
@@ -340,7 +361,7 @@ fn classify(
 }
 
 /// Step 5: whether the packet is one that its SA may receive, and looks at the window.
-#[inline]
+#[inline(always)]
 fn check_one<'t>(
     arena: &Arena<'_>,
     packet: &PacketBuf,
@@ -466,7 +487,7 @@ fn open(
     let place = packet.data_range();
     let start = place.start + BEFORE_PAYLOAD_BYTES;
     let decrypted = arena.get_mut(start..place.end - ICV_BYTES);
-    let decrypted = decrypted.unwrap_or_default(); // as it was checked to be, or of no length
+    let decrypted = decrypted.ok_or(malformed)?; // cannot be: it was checked
     let opened = accepted.strip(decrypted)?;
     let inner = decrypted.get_mut(..opened.payload_bytes).ok_or(malformed)?;
     let head = let_in(accepted.sa(), inner, last_let_in)?;

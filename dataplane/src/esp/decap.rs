@@ -62,7 +62,7 @@ pub struct Opened {
 impl Sealed {
     /// Looks at the window and answers what the AEAD is to do. The ESP packet is number `at` of its chunk, and lies at `place`
     /// in the arena.
-    #[inline]
+    #[inline(always)]
     pub fn check(
         sa: &InboundSa,
         esp: &Esp<'_>,
