@@ -109,22 +109,16 @@ impl<T: Copy> Producer<T> {
         unsafe { Ring::map(socket, page, offsets, size).map(Self) }
     }
 
-    /// Whether an entry more can be added.
-    pub(super) fn has_room(&mut self) -> bool {
-        let ring = &mut self.0;
-        if ring.ours.wrapping_sub(ring.theirs) == ring.size {
-            ring.theirs = ring.consumer().load(Ordering::Acquire);
-        }
-        ring.ours.wrapping_sub(ring.theirs) != ring.size
-    }
-
     /// Adds an entry, which the kernel sees after [`Producer::submit`]. `false` if the ring is full.
     #[must_use]
     pub(super) fn push(&mut self, entry: T) -> bool {
-        if !self.has_room() {
-            return false;
-        }
         let ring = &mut self.0;
+        if ring.ours.wrapping_sub(ring.theirs) == ring.size {
+            ring.theirs = ring.consumer().load(Ordering::Acquire);
+            if ring.ours.wrapping_sub(ring.theirs) == ring.size {
+                return false;
+            }
+        }
         // SAFETY: the slot is ours: the kernel has read what was there, as its index says.
         unsafe { ring.slot().write(entry) };
         ring.ours = ring.ours.wrapping_add(1);

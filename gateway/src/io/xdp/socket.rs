@@ -34,6 +34,9 @@ pub struct XdpSocket {
     tx: Producer<libc::xdp_desc>,
     /// Kept for the kernel.
     _umem: Arc<Umem>,
+    /// Frames lent for what arrives, filled or not: at most [`RING`], for then a kernel that finds `rx` full finds none to copy
+    /// into either, and has dropped the packet before it copies.
+    lent: u32,
     /// Frames on their way out: at most [`RING`].
     in_flight: u32,
     /// Whether something was added to `tx` since the last flush.
@@ -116,6 +119,7 @@ impl XdpSocket {
             rx,
             tx,
             _umem: Arc::clone(umem),
+            lent: 0,
             in_flight: 0,
             unflushed: false,
             queue: queue.number,
@@ -148,16 +152,16 @@ impl XdpSocket {
         mut read: impl FnMut(&mut [u8]) -> Option<(Range<usize>, Outer)>,
     ) -> usize {
         let mut refused = 0;
-        let mut any = false;
+        let before = self.lent;
         while batch.len() < batch.capacity()
             && let Some(entry) = self.rx.pop()
         {
             let start = entry.addr as usize;
             let written = start..start.saturating_add(entry.len as usize);
             refused += usize::from(!batch.push_lent(written, &mut read));
-            any = true;
+            self.lent = self.lent.saturating_sub(1);
         }
-        if any {
+        if self.lent < before {
             self.rx.release();
         }
         self.refill(batch);
@@ -165,14 +169,14 @@ impl XdpSocket {
     }
 
     fn refill(&mut self, batch: &mut Batch) {
-        let mut any = false;
-        while self.fill.has_room()
+        let before = self.lent;
+        while self.lent < RING
             && let Some(frame) = batch.lend()
         {
-            let _ = self.fill.push(frame.start as u64); // there is room
-            any = true;
+            let _always = self.fill.push(frame.start as u64); // it has as many entries
+            self.lent += 1;
         }
-        if any {
+        if self.lent > before {
             self.fill.submit();
             // Where the kernel has run out of frames it waits to be called.
             if self.fill.needs_wakeup() {
