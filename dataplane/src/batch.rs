@@ -381,6 +381,12 @@ impl Batch {
         arena.get_disjoint_mut(frames.map(|frame| room_of(&frame)))
     }
 
+    /// The first of the [spare frames](Batch::spare_frames), for whoever writes one packet at a time.
+    pub fn next_frame(&mut self) -> Option<&mut [u8]> {
+        let room = room_of(&self.spare_frame(0)?);
+        self.memory.arena_mut().get_mut(room)
+    }
+
     /// Moves what was written into a spare frame to the next one, which `later` others are before.
     ///
     /// # Panics

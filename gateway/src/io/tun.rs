@@ -186,7 +186,7 @@ impl TunQueue {
         let room = room_bytes(batch);
         let mut too_big = 0;
         while too_big < batch.capacity() {
-            let Some(frame) = batch.spare_frames().next() else {
+            let Some(frame) = batch.next_frame() else {
                 break;
             };
             match rustix::io::read(&self.file, frame) {

@@ -95,7 +95,7 @@ impl SuperPackets {
             }
             if batch.is_lent() {
                 // Sealed, each leaves by itself: a frame for each.
-                let frame = batch.spare_frames().next();
+                let frame = batch.next_frame();
                 let Some(bytes) = frame.and_then(|frame| split.next(packet, frame)) else {
                     break; // not so, either
                 };
