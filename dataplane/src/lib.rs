@@ -67,28 +67,27 @@
 //!
 //! | step | out | in |
 //! |---|---|---|
-//! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 33 | 34 |
-//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 52 | 59 |
-//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0) | 24 | – |
-//! | outer IP and UDP header | 13 | 18 |
-//! | all | 122 | 111 |
+//! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 30 | 30 |
+//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 32 | 47 |
+//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0), outer IP and UDP header | 36 | 23 |
+//! | all | 98 | 99 |
 //!
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters. Locked
-//! instructions of a run are two outbound and three inbound (one more for each further 32 numbers), and two more where another worker
+//! instructions of a run are one outbound and two inbound (one more for each further 32 numbers), and three more where another worker
 //! counts without a lock (`usage.rs`). Packets of several SAs in turn pay it each, and for memory, some fifteen cache lines of SA, key
 //! and counters. Against that, the packets of one SA are one run wherever they stand among the 64 that go through the steps
 //! together, and records, counters and keys are asked for before they are needed.
 //!
 //! | SAs in turn, 64 bytes | out | in |
 //! |---|---|---|
-//! | 1 | 103 | 110 |
-//! | 10 | 152 | 154 |
-//! | 1,000 | 228 | 279 |
-//! | 10,000 | 220 | 293 |
-//! | 100,000 | 420 | 758 |
+//! | 1 | 98 | 99 |
+//! | 10 | 142 | 143 |
+//! | 1,000 | 210 | 267 |
+//! | 10,000 | 202 | 269 |
+//! | 100,000 | 298 | 433 |
 //!
-//! (`cargo bench -p esplane-dataplane -- bound_path` at 4.52 GHz, minima of windows of 64 packets. At 10,000 and beyond medians are much
-//! higher, 249 and 696 at 10,000, 731 and 1141 at 100,000: a minimum is a window whose records were in a nearer cache.)
+//! (`esplane bench`, minima of windows of 64 packets. Beyond 10,000 medians are much higher, 847 and 747 at 100,000: a minimum is a
+//! window whose records were in a nearer cache.)
 //!
 //! # Where we deviate, and why
 //!
