@@ -203,7 +203,7 @@ struct Worker {
     busy_poll: bool,
     /// From clear to ESP.
     leaving: Batch,
-    /// The same for those that were held.
+    /// The same for those that were held. Not in frames shared with a card: in NIC mode they leave by the kernel's sockets.
     released: Batch,
     /// From ESP to clear: its arena is where messages of many packets are received.
     arriving: Batch,
