@@ -26,12 +26,13 @@ fn main() {
 
 /// Size of the inner packets (0 is IMIX), and number of SAs.
 const OF_ONE_FLOW: [(usize, usize); 4] = [(64, 1), (256, 1), (1400, 1), (0, 1)];
-const OF_MANY_FLOWS: [(usize, usize); 8] = [
+const OF_MANY_FLOWS: [(usize, usize); 9] = [
     (64, 1),
     (256, 1),
     (1400, 1),
     (0, 1),
     (64, 10),
+    (64, 64),
     (64, 1_000),
     (64, 10_000),
     (64, 100_000),

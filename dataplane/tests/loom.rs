@@ -56,7 +56,7 @@ fn overlapping_runs_take_each_number_exactly_once() {
 fn a_window_that_jumps_ahead_takes_nothing_twice() {
     loom::model(|| {
         let window = window(32);
-        // 5 and 5 + 64 share a slot: a window of 32 has two.
+        // All of its blocks share one slot.
         assert_eq!(taken(&window, &[5]), [5]);
         let (all, window) = all_taken(window, [&[5, 6, 7], &[7, 69, 6]]);
         assert!(!all.contains(&5) && all.contains(&69), "{all:?}");
@@ -64,6 +64,21 @@ fn a_window_that_jumps_ahead_takes_nothing_twice() {
             assert!(all.iter().filter(|taken| **taken == number).count() <= 1);
         }
         assert_eq!(window.head(), 69);
+    });
+}
+
+/// The newest block is left while numbers of it are on their way: its word decides over them, then its slot, never both.
+#[test]
+fn a_block_that_is_left_takes_each_number_exactly_once() {
+    loom::model(|| {
+        let (all, window) = all_taken(window(64), [&[3, 40], &[3, 4]]);
+        assert_eq!(all, [3, 4, 40]);
+        assert_eq!(window.head(), 40);
+    });
+    loom::model(|| {
+        let (all, window) = all_taken(window(64), [&[31, 32], &[31, 64]]);
+        assert_eq!(all, [31, 32, 64]);
+        assert_eq!(window.head(), 64);
     });
 }
 
