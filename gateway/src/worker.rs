@@ -317,20 +317,7 @@ impl Worker {
         self.outbound
             .process(&tables, &mut self.leaving, &mut self.report);
         // 4. Hold what has no SA yet.
-        for (index, packet) in self.leaving.packets().iter().enumerate() {
-            match packet.verdict {
-                Verdict::Hold(tunnel) => {
-                    let data = self.leaving.data(index);
-                    self.held.push(now, tunnel, data, &mut self.report.drops);
-                }
-                Verdict::Bypass => self.report.count_drop(DropReason::BypassUnavailable),
-                Verdict::Pending
-                | Verdict::Forward
-                | Verdict::Taken
-                | Verdict::Control
-                | Verdict::Drop(_) => {}
-            }
-        }
+        hold(&self.leaving, |_| now, &mut self.held, &mut self.report);
         // 5. Transmit.
         let sent = self
             .outer
@@ -392,21 +379,8 @@ impl Worker {
             }
             self.outbound
                 .process(tables, &mut self.released, &mut self.report);
-            for (index, packet) in self.released.packets().iter().enumerate() {
-                match packet.verdict {
-                    Verdict::Hold(tunnel) => {
-                        let data = self.released.data(index);
-                        self.held
-                            .push(since[index], tunnel, data, &mut self.report.drops);
-                    }
-                    Verdict::Bypass => self.report.count_drop(DropReason::BypassUnavailable),
-                    Verdict::Pending
-                    | Verdict::Forward
-                    | Verdict::Taken
-                    | Verdict::Control
-                    | Verdict::Drop(_) => {}
-                }
-            }
+            let since = |index: usize| since[index];
+            hold(&self.released, since, &mut self.held, &mut self.report);
             let sent = self
                 .outer
                 .transmit(&mut self.released, &mut self.report.drops);
@@ -455,6 +429,28 @@ impl Worker {
 
 /// Held packets tried at once.
 const RELEASE_PACKETS: usize = 64;
+
+/// Keeps what waits for an SA, each packet with the time `since` which it does, and counts what may not pass in clear here.
+fn hold(
+    batch: &Batch,
+    since: impl Fn(usize) -> Duration,
+    held: &mut HoldQueue,
+    report: &mut Report,
+) {
+    for (index, packet) in batch.packets().iter().enumerate() {
+        match packet.verdict {
+            Verdict::Hold(tunnel) => {
+                held.push(since(index), tunnel, batch.data(index), &mut report.drops);
+            }
+            Verdict::Bypass => report.count_drop(DropReason::BypassUnavailable),
+            Verdict::Pending
+            | Verdict::Forward
+            | Verdict::Taken
+            | Verdict::Control
+            | Verdict::Drop(_) => {}
+        }
+    }
+}
 
 /// Events told a moment ago: the dataplane raises one with every batch while its cause lasts.
 #[derive(Default)]
