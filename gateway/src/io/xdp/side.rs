@@ -10,16 +10,37 @@ use esplane_api::{DropCounters, DropReason};
 use esplane_dataplane::batch::{Batch, Outer, PacketBuf, Verdict};
 use std::{io, ops::Range, os::fd::AsFd};
 
-/// The queues, at least one, and what is beside them.
-pub(super) struct Side {
+/// The queues, at least one, and what is beside them: a driver, for `headers` says what is special to the side.
+pub struct Side<H> {
     queues: Vec<XdpSocket>,
     kernel: Beside,
     hops: HopsReader,
-    reasons: Reasons,
+    headers: H,
     turn: usize,
 }
 
-/// Why packets are lost here.
+/// What is special to a side: the headers of its packets, and what its losses are called.
+pub(super) trait Headers: Send {
+    /// Why packets are lost here.
+    const REASONS: Reasons;
+
+    /// Looks at a frame that has arrived and says where its packet lies.
+    fn open(&self, frame: &mut [u8]) -> Option<(Range<usize>, Outer)>;
+
+    /// How a packet leaves, if a way is known for it. `mtu`: the largest IP packet that the queue takes.
+    fn find(
+        &self,
+        hops: &mut HopsNow<'_>,
+        batch: &Batch,
+        packet: &PacketBuf,
+        mtu: usize,
+    ) -> Option<Departure>;
+
+    /// Writes the headers to the start of the frame, for which there is room.
+    fn write(&self, frame: &mut [u8], departure: &Departure) -> bool;
+}
+
+/// Why packets are lost.
 pub(super) struct Reasons {
     /// A frame holds no packet for us.
     pub malformed: DropReason,
@@ -41,51 +62,40 @@ pub(super) struct Departure {
     pub outer: Outer,
 }
 
-impl Side {
-    pub(super) fn new(
+impl<H> Side<H> {
+    pub(super) fn over(
         queues: Vec<XdpSocket>,
         kernel: Box<dyn Driver>,
         hops: HopsReader,
-        reasons: Reasons,
+        headers: H,
     ) -> Self {
         Self {
             queues,
             kernel: Beside::new(kernel),
             hops,
-            reasons,
+            headers,
             turn: 0,
         }
     }
+}
 
-    /// Fills the batch from all queues and the kernel. `read` looks at a frame and says where its packet lies.
-    pub(super) fn receive(
-        &mut self,
-        batch: &mut Batch,
-        drops: &mut DropCounters,
-        read: impl Fn(&mut [u8]) -> Option<(Range<usize>, Outer)>,
-    ) -> io::Result<()> {
+impl<H: Headers> Driver for Side<H> {
+    /// Fills the batch from all queues and the kernel.
+    fn receive(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> io::Result<()> {
         // Each time beginning with another queue, so that a busy one cannot starve the rest.
         self.turn = self.turn.wrapping_add(1);
         let start = self.turn % self.queues.len().max(1);
         let (last, first) = self.queues.split_at_mut(start);
-        let malformed = self.reasons.malformed;
         self.kernel.receive(batch, drops, |batch, drops| {
             for queue in first.iter_mut().chain(last) {
-                let refused = queue.receive(batch, &read);
-                drops.add(malformed, refused as u64);
+                let refused = queue.receive(batch, |frame| self.headers.open(frame));
+                drops.add(H::REASONS.malformed, refused as u64);
             }
         })
     }
 
-    /// Sends by the first queue what `find` knows a way for, with the headers that `write` puts before it; by the kernel all
-    /// else. `find` is told the largest IP packet that the queue takes.
-    pub(super) fn transmit(
-        &mut self,
-        batch: &mut Batch,
-        drops: &mut DropCounters,
-        find: impl Fn(&mut HopsNow<'_>, &Batch, &PacketBuf, usize) -> Option<Departure>,
-        write: impl Fn(&mut [u8], &Departure) -> bool,
-    ) -> Traffic {
+    /// Sends by the first queue what a way is known for; by the kernel all else.
+    fn transmit(&mut self, batch: &mut Batch, drops: &mut DropCounters) -> Traffic {
         let mut sent = Traffic::default();
         let queue = self.queues.first_mut();
         let Some(queue) = queue.filter(|_| batch.is_lent()) else {
@@ -98,20 +108,20 @@ impl Side {
             if packet.verdict != Verdict::Forward {
                 continue;
             }
-            let departure = find(&mut hops, batch, &packet, queue.mtu())
+            let departure = (self.headers.find(&mut hops, batch, &packet, queue.mtu()))
                 .filter(|it| packet.headroom() >= it.header_bytes);
             let Some(departure) = departure else {
                 is_any_left = true;
                 continue;
             };
             let grown = batch.packets_mut()[index].grow(departure.header_bytes as i32, 0);
-            let written = grown && write(batch.data_mut(index), &departure);
+            let written = grown && self.headers.write(batch.data_mut(index), &departure);
             debug_assert!(written, "room and address families were looked at");
             if written && queue.has_room(batch) && queue.send(batch, index) {
                 sent.add(packet.data_bytes());
             } else {
-                batch.packets_mut()[index].verdict = Verdict::Drop(self.reasons.full);
-                drops.add(self.reasons.full, 1);
+                batch.packets_mut()[index].verdict = Verdict::Drop(H::REASONS.full);
+                drops.add(H::REASONS.full, 1);
             }
         }
         queue.flush(batch);
@@ -121,22 +131,22 @@ impl Side {
         sent
     }
 
-    pub(super) fn reclaim(&mut self, batch: &mut Batch) {
+    fn reclaim(&mut self, batch: &mut Batch) {
         if let Some(queue) = self.queues.first_mut() {
             queue.reclaim(batch);
         }
     }
 
-    pub(super) fn count_lost(&mut self, drops: &mut DropCounters) {
+    fn count_lost(&mut self, drops: &mut DropCounters) {
         for queue in &mut self.queues {
             let lost = queue.take_lost();
-            drops.add(self.reasons.overrun, lost.arriving);
-            drops.add(self.reasons.refused, lost.leaving);
+            drops.add(H::REASONS.overrun, lost.arriving);
+            drops.add(H::REASONS.refused, lost.leaving);
         }
         self.kernel.count_lost(drops);
     }
 
-    pub(super) fn poll_descriptors(&self) -> Descriptors<'_> {
+    fn poll_descriptors(&self) -> Descriptors<'_> {
         let mut all = self.kernel.poll_descriptors();
         for queue in &self.queues {
             let _ = all.try_push(queue.as_fd()); // `nic/mod.rs` gives no worker more queues than fit
