@@ -60,6 +60,9 @@ pub struct PeerRow {
     /// Where we send to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
+    /// From which ports of their own our workers send to it; empty if all send from the port that we listen on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub worker_ports: Vec<u16>,
     /// The key exchange's state in a word.
     pub state: String,
     /// Whether an SA can carry traffic now.

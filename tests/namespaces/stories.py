@@ -148,6 +148,7 @@ def workers_send_from_ports_of_their_own(world):
     for daemon, peer in ((a, oslo), (b, berlin)):
         ports = {(sa.get("worker", 0), int(sa["local"].rpartition(":")[2])) for sa in daemon.status()["sas"] if sa["direction"] == "outbound"}
         assert ports == {(0, 4500), (1, 20001)}, ports
+        assert "workers send from ports 20001 too" in daemon.show("tunnels"), daemon.show("tunnels")
         assert daemon.status()["peers"][0]["endpoint"] == f"{peer.v4}:4500"
     sent = {(f[26:30], int.from_bytes(f[34:36], "big")) for f in world.tap.datagrams(4500)}
     both = {(socket.inet_aton(machine.v4), port) for machine in (berlin, oslo) for port in (4500, 20001)}

@@ -9,7 +9,7 @@ use crate::{
 use esplane_api::{Direction, IpPrefix, SaStatus, TunnelId};
 use esplane_control_noise::PeerStatus;
 use esplane_control_vici::importer::ChildStatus;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Control {
     /// Everything at this moment.
@@ -26,9 +26,13 @@ impl Control {
                     rekeys: sum.rekeys + peer.rekeys,
                     failed: sum.failed + peer.failures,
                 });
+        let mut ports = worker_ports(&sas, self.config.listen.port());
         let mut peers: Vec<PeerRow> = noise
             .iter()
-            .map(|peer| self.noise_row(peer, &sas, now))
+            .map(|peer| PeerRow {
+                worker_ports: Vec::from_iter(ports.remove(&peer.id).unwrap_or_default()),
+                ..self.noise_row(peer, &sas, now)
+            })
             .collect();
         let children = self.children();
         peers.extend(children.iter().map(|child| self.child_peer(child, &sas)));
@@ -88,6 +92,7 @@ impl Control {
             handshake_failures: peer.failures,
             sent,
             received,
+            ..PeerRow::default()
         }
     }
 
@@ -182,4 +187,19 @@ fn traffic(carried: io::Traffic) -> Traffic {
 pub(super) fn can_send(tunnel: TunnelId, sas: &[SaStatus]) -> bool {
     sas.iter()
         .any(|sa| sa.id.tunnel == tunnel && sa.id.direction == Direction::Outbound && sa.active)
+}
+
+/// Ports other than `listen` that each tunnel's SAs leave from, of tunnels that have such.
+fn worker_ports(sas: &[SaStatus], listen: u16) -> BTreeMap<TunnelId, BTreeSet<u16>> {
+    let mut ports: BTreeMap<TunnelId, BTreeSet<u16>> = BTreeMap::new();
+    for sa in sas {
+        if sa.id.direction == Direction::Outbound
+            && let Some(encap) = sa.path.encap()
+            && encap.local_port != listen
+        {
+            let of_tunnel = ports.entry(sa.id.tunnel).or_default();
+            of_tunnel.insert(encap.local_port);
+        }
+    }
+    ports
 }

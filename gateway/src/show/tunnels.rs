@@ -58,6 +58,10 @@ pub(super) fn write(status: &Status, output: &mut impl Write) -> io::Result<()> 
         if let Some(endpoint) = &peer.endpoint {
             writeln!(output, "  remote {}", printable(endpoint))?;
         }
+        if !peer.worker_ports.is_empty() {
+            let ports: Vec<String> = peer.worker_ports.iter().map(u16::to_string).collect();
+            writeln!(output, "  workers send from ports {} too", ports.join(", "))?;
+        }
         sas(status, &peer.name, "  ", output)?;
     }
     match any {
@@ -223,6 +227,7 @@ mod tests {
                     keyed_by: "noise".to_owned(),
                     state: "connecting".to_owned(),
                     endpoint: Some("192.0.2.9:4501".to_owned()),
+                    worker_ports: vec![20001, 20002],
                     ..PeerRow::default()
                 },
             ],
@@ -251,6 +256,7 @@ gw: #1
     remote 10.2.0.0/16 10.3.0.0/16
 rome: keyed by noise, connecting
   remote 192.0.2.9:4501
+  workers send from ports 20001, 20002 too
 "
             .replace("0xc", "c")
         );
