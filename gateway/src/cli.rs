@@ -214,7 +214,8 @@ impl fmt::Display for Failure {
 
 /// `esplane check`: prints a short summary, or fails with everything that is wrong.
 pub fn check(args: &ConfigArgs, output: &mut impl io::Write) -> Result<(), Failure> {
-    let config = config::Config::load(&args.config).map_err(Failure::configuration)?;
+    let config = config::Config::load(&args.config)
+        .map_err(|error| Failure::configuration(config::AtLength(error)))?;
     writeln!(output, "{config}").map_err(Failure::runtime)
 }
 

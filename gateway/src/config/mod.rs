@@ -33,7 +33,7 @@ mod tests;
 mod yaml;
 
 pub use drivers::{Drivers, XdpInterface};
-pub use problem::{ConfigError, Problem};
+pub use problem::{AtLength, ConfigError, Problem, SHOWN_PROBLEMS};
 pub use static_sas::{StaticSa, StaticSaContext, TunnelIds};
 pub(crate) use strongswan::import_name;
 pub use strongswan::{DEFAULT_VICI_SOCKET, DEFAULT_XFRM_SOCKET, Mode, Strongswan};

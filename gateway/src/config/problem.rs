@@ -17,7 +17,7 @@ pub struct Problem {
     pub path: String,
     /// What is wrong and what would be right.
     pub message: String,
-    /// What is shown of its line, with keys masked.
+    /// What is shown of its line, with keys masked; nothing where many stand before.
     quote: String,
     /// Where in `quote` the carets start, and how many.
     caret: usize,
@@ -53,32 +53,70 @@ impl ConfigError {
     }
 }
 
+/// The same error with everything found, however much that is.
+#[derive(Debug)]
+pub struct AtLength(pub ConfigError);
+
 impl std::error::Error for ConfigError {}
+
+impl std::error::Error for AtLength {}
+
+/// Problems shown where nobody has asked for all of them.
+pub const SHOWN_PROBLEMS: usize = 20;
 
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write(f, SHOWN_PROBLEMS)
+    }
+}
+
+impl fmt::Display for AtLength {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write(f, usize::MAX)
+    }
+}
+
+impl ConfigError {
+    fn write(&self, f: &mut fmt::Formatter<'_>, shown: usize) -> fmt::Result {
         match self {
             Self::Unreadable { file, message } => write!(f, "{}: {message}", file.display()),
             Self::Wrong { file, problems } => {
-                for (index, problem) in problems.iter().enumerate() {
+                for (index, problem) in problems.iter().take(shown).enumerate() {
                     if index > 0 {
                         f.write_str("\n")?;
                     }
                     problem.write(f, file)?;
                 }
-                Ok(())
+                let file = file.display();
+                match problems.len().saturating_sub(shown) {
+                    0 => Ok(()),
+                    more => write!(
+                        f,
+                        "\n{file}: and {more} more; `esplane check -c {file}` lists them all"
+                    ),
+                }
             }
         }
     }
 }
 
 impl Problem {
+    fn quote_from(&mut self, source: &str) {
+        let line = source.lines().nth(self.line.wrapping_sub(1));
+        (self.quote, self.caret) = quote(line.unwrap_or_default(), self.column);
+        let room = self.quote.trim_end().chars().count();
+        self.width = self.width.clamp(1, room.saturating_sub(self.caret).max(1));
+    }
+
     fn write(&self, f: &mut fmt::Formatter<'_>, file: &Path) -> fmt::Result {
         if self.line == 0 {
             return write!(f, "{}: {}", file.display(), self.message);
         }
         let (line, column) = (self.line, self.column);
         write!(f, "{}:{line}:{column}: {}", file.display(), self.message)?;
+        if self.quote.is_empty() {
+            return Ok(());
+        }
         let number = line.to_string();
         let gutter = " ".repeat(number.len());
         write!(f, "\n {gutter} |\n {number} | {}", self.quote)?;
@@ -87,8 +125,8 @@ impl Problem {
     }
 }
 
-/// Nobody reads more, and whoever sends nonsense to the API must not keep us busy.
-const MAX_PROBLEMS: usize = 50;
+/// Problems that come with their line: whoever sends nonsense to the API must not keep us busy.
+const QUOTES: usize = 1000;
 
 /// Gathers problems while a document is resolved.
 pub(super) struct Problems<'a> {
@@ -110,21 +148,14 @@ impl<'a> Problems<'a> {
         path: impl Into<String>,
         message: impl fmt::Display,
     ) {
-        if self.found.len() == MAX_PROBLEMS {
-            return;
-        }
-        let (line, column) = (at.line() as usize, at.column() as usize);
-        let source_line = self.source.lines().nth(line.wrapping_sub(1));
-        let (quote, caret) = quote(source_line.unwrap_or_default(), column);
-        let room = quote.trim_end().chars().count().saturating_sub(caret);
         self.found.push(Problem {
-            line,
-            column,
+            line: at.line() as usize,
+            column: at.column() as usize,
             path: path.into(),
             message: masked(&message.to_string()),
-            width: (at.span().len() as usize).clamp(1, room.max(1)),
-            caret,
-            quote,
+            quote: String::new(),
+            caret: 0,
+            width: at.span().len() as usize,
         });
     }
 
@@ -136,6 +167,9 @@ impl<'a> Problems<'a> {
     pub(super) fn into_vec(mut self) -> Vec<Problem> {
         self.found
             .sort_by_key(|problem| (problem.line, problem.column));
+        for problem in self.found.iter_mut().take(QUOTES) {
+            problem.quote_from(self.source);
+        }
         self.found
     }
 }
@@ -147,19 +181,26 @@ fn quote(line: &str, column: usize) -> (String, usize) {
     const CHARS_BEFORE: usize = 120;
     let column = column.saturating_sub(1);
     let skipped = column.saturating_sub(CHARS_BEFORE);
-    // Masked as a whole: half a key is a secret too.
-    let quote = masked(line)
+    // Half a key is a secret too: masked with as much around as tells that a run of digits is one.
+    let before = skipped.min(KEY_DIGITS);
+    let around = line
         .chars()
-        .skip(skipped)
+        .skip(skipped - before)
+        .take(before + CHARS + KEY_DIGITS);
+    let quote = masked(&around.collect::<String>())
+        .chars()
+        .skip(before)
         .take(CHARS)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
     (quote, column - skipped)
 }
 
-/// Replaces each run of 32 or more hexadecimal digits, which may be a key, by as many stars.
+/// Hexadecimal digits in a row that may be a key.
+const KEY_DIGITS: usize = 32;
+
+/// Replaces each run of so many or more by as many stars.
 fn masked(text: &str) -> String {
-    const KEY_DIGITS: usize = 32;
     let mut shown = String::with_capacity(text.len());
     let mut run = String::new();
     for c in text.chars().map(Some).chain([None]) {
@@ -202,5 +243,10 @@ mod tests {
             !shown.contains("ab") && shown.contains("x***") && shown.contains("*yy"),
             "{shown}"
         );
+        // Wherever the quote cuts it.
+        for column in 400..800 {
+            let (shown, _) = quote(&line, column);
+            assert!(!shown.contains('a'), "{column}: {shown}");
+        }
     }
 }

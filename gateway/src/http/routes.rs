@@ -2,7 +2,7 @@
 
 use super::{ApplyError, Backend, server::Access};
 use crate::{
-    config::{Problem, StaticSa},
+    config::{Problem, SHOWN_PROBLEMS, StaticSa},
     status::Status,
     telemetry::metrics,
 };
@@ -201,6 +201,13 @@ struct Fault<'a> {
     path: &'a str,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     problems: Vec<Place<'a>>,
+    /// Problems beyond those listed.
+    #[serde(skip_serializing_if = "is_none")]
+    more: usize,
+}
+
+fn is_none(more: &usize) -> bool {
+    *more == 0
 }
 
 /// One of several problems of a body.
@@ -213,7 +220,8 @@ struct Place<'a> {
 }
 
 fn problems_answer(problems: &[Problem]) -> Answer {
-    let places = problems.iter().map(|problem| Place {
+    let listed = problems.iter().take(SHOWN_PROBLEMS);
+    let places = listed.map(|problem| Place {
         line: problem.line,
         column: problem.column,
         path: &problem.path,
@@ -224,6 +232,7 @@ fn problems_answer(problems: &[Problem]) -> Answer {
         error: first.map_or("wrong", |problem| &problem.message),
         path: first.map_or("", |problem| &problem.path),
         problems: places.collect(),
+        more: problems.len().saturating_sub(SHOWN_PROBLEMS),
     };
     json(StatusCode::BAD_REQUEST, &body)
 }
@@ -234,6 +243,7 @@ fn fault(status: StatusCode, path: &str, error: impl ToString) -> Answer {
         error: &error,
         path,
         problems: Vec::new(),
+        more: 0,
     };
     json(status, &body)
 }

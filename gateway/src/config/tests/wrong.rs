@@ -394,6 +394,34 @@ fn all_wrong_values_are_reported_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
+fn of_a_thousand_problems_the_first_are_shown_and_all_where_that_is_asked_for() {
+    let home = Home::new();
+    let peers: String = (0..1500)
+        .map(|number| {
+            let network = format!("10.{}.{}.0/24", number / 256, number % 256);
+            format!("- {{name: p{number}, public_key: x, routes: [{network}]}}\n")
+        })
+        .collect();
+    let error = home
+        .config(&format!("name: n\ninterface: {{name: e}}\npeers:\n{peers}"))
+        .unwrap_err();
+    assert_eq!(error.problems().len(), 1500 + 1); // and no private key
+    let shown = error.to_string();
+    let file = home.0.path().join("esplane.yaml").display().to_string();
+    let told = |text: &str| text.lines().filter(|line| line.starts_with(&file)).count();
+    assert_eq!(told(&shown), SHOWN_PROBLEMS + 1);
+    assert!(
+        shown.ends_with(&format!(
+            "\n{file}: and 1481 more; `esplane check -c {file}` lists them all"
+        )),
+        "{shown}"
+    );
+    let all = AtLength(error).to_string();
+    assert_eq!(told(&all), 1501);
+    assert!(all.contains(":1503:29: ") && !all.contains("more"), "{all}");
+}
+
+#[test]
 fn a_file_that_is_no_configuration_is_refused_with_the_reason() {
     let home = Home::new();
     let path = |name: &str| home.0.path().join(name);
