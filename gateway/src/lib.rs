@@ -41,4 +41,5 @@ pub mod show;
 pub mod status;
 pub mod strongswan;
 pub mod telemetry;
+mod ways;
 pub mod worker;

@@ -4,6 +4,7 @@ use crate::{
     config::{Config, Endpoint, Mtu},
     io::TUN_QUEUE_PACKETS,
     netlink::{Installed, Netlink, NetlinkError, SourceRoute},
+    ways::Ways,
 };
 use esplane_api::{AeadSuite, IpPrefix, OuterPath, TrafficSelector, UdpEncap};
 use esplane_dataplane::max_inner_bytes;
@@ -182,6 +183,31 @@ impl Network {
             }
         }
         refused
+    }
+
+    /// No ESP may take a way for packets from behind us: it would if the kernel gave it an address of there.
+    pub(crate) async fn check_circles(&self, ways: &Ways) -> Result<(), NetlinkError> {
+        for end in &ways.ends {
+            let mut around = ways.by_source.iter();
+            if around.all(|(_, remote)| !remote.contains(*end)) {
+                continue;
+            }
+            let Ok(Some(ours)) = self.netlink().source_to(*end).await else {
+                continue; // no route yet: the one that comes may be right
+            };
+            let takes_it = |(local, remote): &&(IpPrefix, IpPrefix)| {
+                local.contains(ours) && remote.contains(*end)
+            };
+            if let Some((local, remote)) = ways.by_source.iter().find(takes_it) {
+                return Err(NetlinkError::Circle {
+                    end: *end,
+                    ours,
+                    local: *local,
+                    remote: *remote,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// Whether this network is a route, for all packets or for those of some sources.

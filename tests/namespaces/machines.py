@@ -82,7 +82,13 @@ class Machine:
             return [name for _, name in socket.if_nameindex()]
 
     def routes(self):
-        command = ["ip", "-netns", self.namespace, "route", "show"]
+        return self.shown("route")
+
+    def rules(self):
+        return self.shown("rule")
+
+    def shown(self, what):
+        command = ["ip", "-netns", self.namespace, what, "show"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     def echo(self, address, size=100, timeout=1.0):

@@ -194,6 +194,38 @@ def a_reload_adds_a_network(world):
     assert berlin.ping(oslo.inner_v4) and a.status()["reloads"]["succeeded"] == 2
 
 
+def everything_goes_through_the_hub(world):
+    """A branch whose peer has 0.0.0.0/0 and ::/0 behind it: what comes from its network takes the tunnel, wherever it goes; ESP does not."""
+    world.configure()
+    a, b = world.daemons
+    berlin, oslo = world.machines
+    host = world.host_behind(oslo)
+    berlin.ip("address", "add", "198.51.100.1/32", "dev", "lo")  # stands for the Internet
+    branch = world.peer(1, 0).replace("10.1.0.0/16", "0.0.0.0/0").replace("fd00:1::/64", "::/0")
+    b.write_config(branch)
+    world.start()
+    for address in ("198.51.100.1", berlin.inner_v4):
+        eventually(lambda: host.echo(address, timeout=0.3), f"the host reaches {address}")
+    assert oslo.echo(berlin.inner_v6, timeout=5), "and so does IPv6, from an address of the network"
+    assert not world.tap.clear_frames(), "all of it as ESP"
+    assert not oslo.echo("198.51.100.1", timeout=0.3), "what has another source goes as it went"
+    routes = {route["destination"]: route["installed"] for route in b.status()["routes"]}
+    assert routes == {"0.0.0.0/0": True, "::/0": True}, routes
+    # Its own address on the way to the peer must not be one of those.
+    oslo.ip("address", "add", "10.2.9.9/32", "dev", "eth0")
+    oslo.ip("route", "add", f"{berlin.v4}/32", "dev", "eth0", "src", "10.2.9.9")
+    b.write_config(branch.replace("dead_after_seconds: 3", "dead_after_seconds: 4"))
+    b.send(signal.SIGHUP)
+    eventually(lambda: b.status()["reloads"]["failed"] == 1, "the reload is refused")
+    assert "ESP would run in circles" in b.log(), b.log()
+    oslo.ip("route", "del", f"{berlin.v4}/32")
+    b.send(signal.SIGHUP)
+    eventually(lambda: b.status()["reloads"]["succeeded"] == 1, "now it is taken")
+    eventually(lambda: host.echo("198.51.100.1", timeout=0.3), "the host is served on")
+    assert b.stop() == 0
+    assert "4303" not in oslo.rules(), oslo.rules()
+
+
 def a_failed_reload_changes_nothing(world):
     world.configure()
     a, _ = world.start()
@@ -682,6 +714,7 @@ STORIES = [
     workers_send_from_ports_of_their_own,
     nothing_leaves_in_clear_when_the_peer_is_down,
     a_reload_adds_a_network,
+    everything_goes_through_the_hub,
     a_failed_reload_changes_nothing,
     sigterm_leaves_nothing_behind,
     a_killed_daemon_comes_back,

@@ -5,7 +5,8 @@ use super::{
     document::{At, Document},
     problem::Problems,
 };
-use esplane_api::{IpPrefix, KeyMaterial};
+use crate::ways::{may_hold_a_peer, sources};
+use esplane_api::{IpPrefix, KeyMaterial, SelectorPair, TrafficSelector};
 use esplane_control_noise::StaticSecretKey;
 use serde_saphyr::Location;
 use std::{
@@ -37,7 +38,7 @@ pub(super) fn check(
     duplicate_routes(p, &routes);
     own_addresses(p, &routes, interface);
     if document.install_routes != Some(false) {
-        routing_loops(p, document, &routes, peers, static_sas);
+        routing_loops(p, document, &routes, interface, peers, static_sas);
     }
 }
 
@@ -205,6 +206,8 @@ struct Route<'a> {
     tunnel: &'a str,
     at: Location,
     path: String,
+    /// What of ours may send there.
+    local: TrafficSelector,
 }
 
 fn routes<'a>(
@@ -225,6 +228,7 @@ fn routes<'a>(
             tunnel,
             at,
             path,
+            local: SelectorPair::to(prefix).local,
         }));
     }
     for (i, at) in document.static_sas.iter().enumerate() {
@@ -237,6 +241,7 @@ fn routes<'a>(
             tunnel,
             at,
             path,
+            local: SelectorPair::to(prefix).local,
         }));
         let pairs = sa.selectors.iter().skip(at.value.routes.len());
         for (j, (pair, selector)) in pairs.zip(&at.value.selectors).enumerate() {
@@ -246,6 +251,7 @@ fn routes<'a>(
                 tunnel,
                 at: selector.value.remote.referenced,
                 path: format!("static_sas[{i}].selectors[{j}].remote"),
+                local: pair.local,
             }));
         }
     }
@@ -300,26 +306,28 @@ fn own_addresses(p: &mut Problems<'_>, routes: &[Route<'_>], interface: Option<&
     }
 }
 
-/// ESP to an endpoint that is itself behind a tunnel would be routed into that tunnel.
+/// A network in which a peer itself lies is led into the tunnel for packets from behind us alone (`ways.rs`): there must be
+/// such networks, and ESP must not come from one.
 fn routing_loops(
     p: &mut Problems<'_>,
     document: &Document,
     routes: &[Route<'_>],
+    interface: Option<&Interface>,
     peers: &[Option<Peer>],
     static_sas: &[Option<StaticSa>],
 ) {
-    let by_prefix: BTreeMap<IpPrefix, &Route<'_>> =
-        routes.iter().map(|route| (route.prefix, route)).collect();
-    let around = |end: IpAddr| {
-        let bits = if end.is_ipv4() { 32 } else { 128 };
-        (0..=bits)
-            .rev()
-            .find_map(|length| by_prefix.get(&IpPrefix::truncated(end, length)))
-    };
+    let Some(interface) = interface else { return };
+    let mut ends = Vec::new();
     let mut check = |end: IpAddr, at: Location, path: String, written: &dyn fmt::Display| {
-        if let Some(route) = around(end) {
+        ends.push(end);
+        let around = routes.iter().filter(|route| route.prefix.contains(end));
+        let ours = around.flat_map(|route| {
+            let sources = sources(interface, &route.local).into_iter();
+            sources.map(move |own| (route, own))
+        });
+        if let Some((route, own)) = ours.into_iter().find(|(_, own)| own.contains(end)) {
             p.add(at, path, format_args!(
-                "{written} lies inside {}, which is routed into the tunnel `{}`: ESP would run in circles; narrow that route, or set `install_routes: false` and route yourself",
+                "{written} lies inside {}, which is routed into the tunnel `{}` for what comes from {own}, and inside that, too: ESP would run in circles; narrow that route, or set `install_routes: false` and route yourself",
                 route.prefix, route.tunnel
             ));
         }
@@ -345,6 +353,16 @@ fn routing_loops(
                 format!("static_sas[{i}].remote"),
                 &remote,
             );
+        }
+    }
+    for route in routes {
+        let sources = sources(interface, &route.local);
+        if sources.is_empty() && may_hold_a_peer(&route.prefix, &ends) {
+            p.add(route.at, &route.path, format_args!(
+                "the peer itself lies in {}, so only packets from networks behind this node can be led there, and `interface.addresses` names none; add this node's address in such a network, as `{}`, or set `install_routes: false` and route yourself",
+                route.prefix,
+                if route.prefix.address().is_ipv4() { "10.1.0.1/16" } else { "fd01::1/64" }
+            ));
         }
     }
 }

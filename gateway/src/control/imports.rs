@@ -5,7 +5,8 @@ use crate::{
     config::{Config, Mode, Mtu},
     network::inner_mtu,
     status::{ChildRow, PeerRow, StrongswanRow},
-    strongswan::{Fact, Takeover, Ways, ways},
+    strongswan::{Fact, Takeover, ways},
+    ways::Ways,
 };
 use esplane_api::{Direction, IpPrefix, SaStatus, SelectorPair, TrafficSelector, TunnelId};
 use esplane_control_vici::{
@@ -59,10 +60,9 @@ impl Control {
             .retain_traffic(|tunnel| ids.name(tunnel).is_some() || imported.contains(&tunnel));
         self.follow_mtu().await;
         self.unrouted.clear();
-        let by_source = self.imported_ways(&self.config).by_source;
-        let mut refused = self.network.set_by_source(&by_source).await;
-        let wanted = self.routes_with(&self.config);
-        refused.extend(self.network.set_what_can_be(&wanted).await);
+        let wanted = self.ways_with(&self.config);
+        let mut refused = self.network.set_by_source(&wanted.by_source).await;
+        refused.extend(self.network.set_what_can_be(&wanted.routes).await);
         for (prefix, error) in refused {
             error!("{prefix}, behind a tunnel of strongSwan's, gets no route: {error}");
             self.unrouted.insert(prefix, error.to_string());

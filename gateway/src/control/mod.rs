@@ -123,9 +123,7 @@ pub(crate) enum Ended {
 impl Control {
     /// Lets the first packets in: routes to all that the tunnels protect.
     pub async fn set_first_routes(&mut self) -> Result<(), NetlinkError> {
-        self.network
-            .set_routes(self.routes_with(&self.config))
-            .await
+        self.set_ways(self.ways_with(&self.config)).await
     }
 
     /// Runs until the daemon is to stop.
@@ -151,7 +149,7 @@ impl Control {
                     }
                     self.answer(request).await;
                 }
-                resolved = self.resolver.next() => self.hear_resolver(resolved),
+                resolved = self.resolver.next() => self.hear_resolver(resolved).await,
                 fact = next_fact(&mut self.takeover) => self.hear_strongswan(fact),
                 () = sleep_until(timer.unwrap_or_else(Instant::now)), if timer.is_some() => {
                     self.node.handle_timeout(self.clock.now());
@@ -204,7 +202,7 @@ impl Control {
     }
 
     /// DNS decides only where a peer is to be looked for; where it is, its packets say.
-    fn hear_resolver(&mut self, resolved: Resolved) {
+    async fn hear_resolver(&mut self, resolved: Resolved) {
         let Some(tunnel) = self.ids.get(&resolved.peer) else {
             return;
         };
@@ -216,6 +214,9 @@ impl Control {
         if news || lost {
             self.node
                 .set_endpoint(self.clock.now(), tunnel, resolved.endpoint);
+        }
+        if news && let Err(error) = self.set_ways(self.ways_with(&self.config)).await {
+            error!("{error}");
         }
     }
 

@@ -15,9 +15,8 @@ use crate::{
     http::ApplyError,
     netlink::NetlinkError,
     strongswan::{Takeover, is_imported},
+    ways::Ways,
 };
-use esplane_api::IpPrefix;
-use std::collections::BTreeMap;
 use tracing::{error, info};
 
 /// Why the old configuration stays in force.
@@ -80,10 +79,12 @@ impl Control {
         if !restart_needed.is_empty() {
             return Err(ReloadError::RestartNeeded(restart_needed));
         }
-        self.network.set_routes(self.routes_with(&new)).await?;
-        if let Err(error) = self.adopt_tunnels(&new) {
-            let routes = self.routes_with(&self.config);
-            if let Err(error) = self.network.set_routes(routes).await {
+        let ways = self.set_ways(self.ways_with(&new)).await;
+        if let Err(error) = ways
+            .map_err(ReloadError::from)
+            .and_then(|()| self.adopt_tunnels(&new))
+        {
+            if let Err(error) = self.set_ways(self.ways_with(&self.config)).await {
                 error!("{error}");
             }
             return Err(error);
@@ -189,11 +190,7 @@ impl Control {
                 StaticError::Reservation(error) => ApplyError::Failed(error.to_string()),
             })?;
         self.ids = ids;
-        if let Err(error) = self
-            .network
-            .set_routes(self.routes_with(&self.config))
-            .await
-        {
+        if let Err(error) = self.set_ways(self.ways_with(&self.config)).await {
             let undone = self.remove_by_api(name).await;
             return Err(undone
                 .err()
@@ -227,28 +224,30 @@ impl Control {
         let ids = &self.ids;
         self.node
             .retain_traffic(|tunnel| ids.name(tunnel).is_some() || is_imported(tunnel));
-        self.network
-            .set_routes(self.routes_with(&self.config))
+        self.set_ways(self.ways_with(&self.config))
             .await
             .map_err(|error| ApplyError::Failed(error.to_string()))
     }
 
-    /// The routes that `config` and the tunnels installed by the API want.
-    pub(super) fn routes_with(&self, config: &Config) -> BTreeMap<IpPrefix, u32> {
-        if !config.install_routes {
-            return BTreeMap::new();
-        }
-        let by_api = self
-            .statics
-            .iter()
-            .filter(|installed| installed.source == Source::Api)
-            .flat_map(|installed| installed.sa.routes());
-        config
-            .protected_routes()
-            .map(|(_, prefix)| prefix)
-            .chain(by_api)
-            .map(|prefix| (prefix, config.route_metric))
-            .chain(self.imported_ways(config).routes)
-            .collect()
+    /// The ways that `config` and the tunnels installed by the API or by strongSwan want.
+    pub(super) fn ways_with(&self, config: &Config) -> Ways {
+        let installed = self.statics.iter();
+        let by_api = installed.filter(|installed| installed.source == Source::Api);
+        let by_api = by_api.map(|installed| &installed.sa);
+        let static_sas: Vec<_> = config.static_sas.iter().chain(by_api).collect();
+        let found = self.resolved.values().map(|found| found.ip());
+        let mut ways = Ways::configured(config, &static_sas, found);
+        let imported = self.imported_ways(config);
+        ways.routes.extend(imported.routes);
+        ways.by_source.extend(imported.by_source);
+        ways
+    }
+
+    /// Makes these the ways into the interface. On an error some may be there: set the old ones again.
+    pub(super) async fn set_ways(&mut self, ways: Ways) -> Result<(), NetlinkError> {
+        self.network.check_circles(&ways).await?;
+        self.network.set_routes(ways.routes).await?;
+        let mut refused = self.network.set_by_source(&ways.by_source).await;
+        refused.pop_first().map_or(Ok(()), |(_, error)| Err(error))
     }
 }

@@ -115,6 +115,20 @@ pub enum NetlinkError {
         /// Who is in the way.
         obstacle: Obstacle,
     },
+    /// ESP to a peer would take the way into the tunnel that leads to this peer.
+    #[error(
+        "packets to the peer at {end} leave with the address {ours}, which lies in {local}, and what comes from there goes into the tunnel for {remote}: ESP would run in circles; narrow that route, or set `install_routes: false` and route yourself"
+    )]
+    Circle {
+        /// The peer.
+        end: IpAddr,
+        /// Our address on the way there.
+        ours: IpAddr,
+        /// What is behind us.
+        local: IpPrefix,
+        /// What is behind the peer.
+        remote: IpPrefix,
+    },
     /// The kernel knows no way there.
     #[error("there is no route to {0}")]
     Unreachable(IpAddr),

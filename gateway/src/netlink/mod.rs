@@ -420,6 +420,21 @@ impl Netlink {
         }
     }
 
+    /// The address that a packet of this machine to `address` gets, where the kernel has a route there.
+    pub async fn source_to(&self, address: IpAddr) -> Result<Option<IpAddr>, NetlinkError> {
+        let request = self.handle.route().get(lookup(address));
+        let found = request.execute().try_next().await;
+        let found = found.map_err(|error| Action::FindRoute(address).failed(error))?;
+        let attributes = found.into_iter().flat_map(|found| found.attributes);
+        Ok(attributes
+            .filter_map(|attribute| match attribute {
+                RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => Some(v4.into()),
+                RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => Some(v6.into()),
+                _ => None,
+            })
+            .next())
+    }
+
     /// Our own routes in the main table, whoever of us added them: their networks and interfaces.
     pub async fn own_routes(&self) -> Result<Vec<(IpPrefix, u32)>, NetlinkError> {
         let routes = self.routes(IpPrefix::ALL_V4).await?;

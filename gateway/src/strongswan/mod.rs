@@ -15,4 +15,4 @@ mod link;
 mod takeover;
 
 pub(crate) use link::{Fact, Link};
-pub(crate) use takeover::{Takeover, Ways, is_imported, ways};
+pub(crate) use takeover::{Takeover, is_imported, ways};

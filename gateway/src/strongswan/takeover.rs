@@ -5,13 +5,11 @@ use crate::{
     config::{Config, Mode, Strongswan},
     io::AddressFilter,
     node::Node,
+    ways::{Ways, may_hold_a_peer},
 };
 use esplane_api::{IpPrefix, OuterPath, SaStatus, TrafficSelector, TunnelId};
 use esplane_control_vici::importer::{Database, ImportSettings, Importer};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, net::IpAddr};
 use tracing::{debug, error};
 
 /// Numbers of imported tunnels start here; those of the configuration never get so far.
@@ -151,18 +149,6 @@ fn key(path: &OuterPath) -> PathKey {
     (path.local(), path.remote(), encap)
 }
 
-/// How packets for the networks behind a strongSwan's children reach them.
-#[derive(Debug, Default)]
-pub(crate) struct Ways {
-    /// Routes, with their metrics.
-    pub routes: BTreeMap<IpPrefix, u32>,
-    /// (local, remote): networks in which a peer itself lies are routes for packets from behind us alone, as ESP would run
-    /// in circles else.
-    pub by_source: BTreeSet<(IpPrefix, IpPrefix)>,
-    /// Networks without a way, and why.
-    pub none: BTreeMap<IpPrefix, String>,
-}
-
 /// The ways to `wanted`. `pairs` are what children protect: a remote network, and what may send there; `paths` where ESP goes.
 pub(crate) fn ways(
     config: &Config,
@@ -171,10 +157,9 @@ pub(crate) fn ways(
     paths: &[OuterPath],
 ) -> Ways {
     let mut ways = Ways::default();
+    let ends: Vec<IpAddr> = paths.iter().map(OuterPath::remote).collect();
     for remote in wanted {
         let mut inside = paths.iter().filter(|path| remote.contains(path.remote()));
-        // A peer that nothing is known of yet lies there, too.
-        let around_peers = remote.length() == 0 || inside.clone().next().is_some();
         let locals = || {
             pairs
                 .iter()
@@ -195,7 +180,7 @@ pub(crate) fn ways(
                 path.local()
             );
             ways.none.insert(remote, problem);
-        } else if around_peers {
+        } else if may_hold_a_peer(&remote, &ends) {
             let prefixes = locals().flat_map(|local| local.prefixes());
             ways.by_source.extend(prefixes.map(|local| (local, remote)));
         } else {

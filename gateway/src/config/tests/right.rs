@@ -1,8 +1,9 @@
 //! What a right configuration means.
 
 use super::*;
-use crate::config::static_sas::StaticKey;
-use esplane_api::{Direction, SequenceStart, TunnelId};
+use crate::{config::static_sas::StaticKey, ways::Ways};
+use esplane_api::{Direction, IpPrefix, SequenceStart, TunnelId};
+use std::{collections::BTreeSet, iter};
 
 #[test]
 fn the_example_is_valid_and_holds_every_key() {
@@ -222,15 +223,41 @@ fn a_static_sa_becomes_a_tunnel_and_two_sas() {
 }
 
 #[test]
+fn a_network_may_hold_the_peer_itself_where_ours_are_known() {
+    let home = Home::new();
+    let everything = "peers:\n- { name: p, public_key: $2, endpoint: 192.0.2.1:4500, routes: [0.0.0.0/0, 10.2.0.0/16] }\n";
+    let config = home.config(&format!("{HEAD}{everything}")).unwrap();
+    let ways = Ways::configured(&config, &[], iter::empty());
+    let prefix = |text: &str| -> IpPrefix { text.parse().unwrap() };
+    let by_source = BTreeSet::from([(prefix("10.1.0.0/16"), IpPrefix::ALL_V4)]);
+    assert_eq!(ways.by_source, by_source);
+    assert_eq!(Vec::from_iter(ways.routes.keys()), [&prefix("10.2.0.0/16")]);
+    // Found by its name later.
+    let found = iter::once("10.2.3.4".parse().unwrap());
+    let ways = Ways::configured(&config, &[], found);
+    assert!(ways.routes.is_empty() && ways.by_source.len() == 2);
+}
+
+#[test]
+fn a_static_sas_own_networks_are_those_of_its_selectors() {
+    let home = Home::new();
+    let selectors = "selectors: [{local: 10.7.0.0/16, remote: 192.0.0.0/8}] }\n";
+    let config = home.config(&format!("{HEAD}{SA_WITH}{selectors}")).unwrap();
+    let ways = Ways::configured(&config, &[&config.static_sas[0]], iter::empty());
+    let pair = ("10.7.0.0/16", "192.0.0.0/8");
+    let pair = (pair.0.parse().unwrap(), pair.1.parse().unwrap());
+    assert_eq!(ways.by_source, BTreeSet::from([pair]));
+    assert_eq!(ways.routes.len(), 1);
+}
+
+#[test]
 fn a_loop_is_the_operators_business_when_he_routes_himself() {
     let home = Home::new();
-    let everything =
-        "peers:\n- { name: p, public_key: $2, endpoint: 192.0.2.1:4500, routes: [0.0.0.0/0] }\n";
+    let everything = "peers:\n- { name: p, public_key: $2, endpoint: \"[2001:db8::1]:4500\", routes: [\"::/0\"] }\n";
     assert!(home.config(&format!("{HEAD}{everything}")).is_err());
-    assert!(
-        home.config(&format!("{HEAD}install_routes: false\n{everything}"))
-            .is_ok()
-    );
+    let own = home.config(&format!("{HEAD}install_routes: false\n{everything}"));
+    let ways = Ways::configured(&own.unwrap(), &[], iter::empty());
+    assert!(ways.routes.is_empty() && ways.by_source.is_empty());
 }
 
 #[test]

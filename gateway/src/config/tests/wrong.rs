@@ -114,8 +114,12 @@ const WRONG_VALUES: &[(&str, &str)] = &[
     ),
     ("$PEER endpoint: «host_:99999 }\n", "no endpoint"),
     (
-        "$PEER endpoint: «10.2.3.4:4500 }\n",
-        "ESP would run in circles",
+        "peers:\n- { name: p, public_key: $2, routes: [10.0.0.0/8], endpoint: «10.1.3.4:4500 }\n",
+        "for what comes from 10.1.0.0/16, and inside that, too: ESP would run in circles",
+    ),
+    (
+        "peers:\n- { name: p, public_key: $2, routes: [«\"::/0\"] }\n",
+        "`interface.addresses` names none; add this node's address in such a network, as `fd01::1/64`",
     ),
     (
         "$PEER psk_file: «no.psk }\n",
@@ -190,7 +194,7 @@ const WRONG_VALUES: &[(&str, &str)] = &[
         "unicast address",
     ),
     (
-        "static_sas:\n- { name: s, remote: «10.9.0.1, suite: aes128gcm16, inbound: {spi: 0x1001, key: $A}, outbound: {spi: 0x2001, key: $B}, routes: [10.9.0.0/16] }\n",
+        "static_sas:\n- { name: s, remote: «10.1.0.9, suite: aes128gcm16, inbound: {spi: 0x1001, key: $A}, outbound: {spi: 0x2001, key: $B}, routes: [10.0.0.0/8] }\n",
         "ESP would run in circles",
     ),
     (
