@@ -2,7 +2,7 @@
 
 use crate::{
     Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::{Done, ICV_BYTES, Job, Keyed, Work, on_newer_cpus, prefetch},
+    aead::{Done, ICV_BYTES, Job, Keyed, Work, on_newer_cpus},
     batch::Outer,
     esp::{
         Jobs, Keys,
@@ -22,7 +22,11 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, Spi};
-use std::{ptr, sync::atomic::Ordering::Relaxed};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ptr,
+    sync::atomic::Ordering::Relaxed,
+};
 
 /// Bytes of the non-ESP marker: four zeros where ESP has its SPI (RFC 3948 §2.2).
 const NON_ESP_MARKER_BYTES: i32 = 4;
@@ -178,7 +182,7 @@ impl Work for Check<'_, '_, '_> {
             // 4, 5: as long as all packets are of one SA, at once
             let (spi, sa) = *first.get_or_insert_with(|| (its.spi, tables.sad.find(its.spi)));
             if its.spi == spi && classified.is_empty() {
-                arrival.take(tables, arena, packet, &its, sa, report);
+                arrival.take(arena, packet, &its, sa, report);
             } else {
                 tables.sad.prefetch(its.spi);
                 classified.push(its);
@@ -207,18 +211,18 @@ fn check_mixed<'t>(
     for group in &groups {
         let sa = tables.sad.find(group.spi);
         if let Some(sa) = sa {
-            prefetch(sa);
+            sa.prefetch();
         }
         sas.push(sa);
     }
     for sa in sas.iter().flatten() {
-        sa.prefetch();
+        sa.prefetch_rest();
     }
     for (group, sa) in groups.iter().zip(sas) {
         let mut place = group.first;
         while let Some(its) = classified.get(usize::from(place)) {
             if let Some(packet) = chunk.get_mut(usize::from(its.at)) {
-                arrival.take(tables, arena, packet, its, sa, report);
+                arrival.take(arena, packet, its, sa, report);
             }
             place = next[usize::from(place)];
         }
@@ -281,7 +285,6 @@ impl<'t> Arrival<'t> {
     #[inline(always)]
     fn take(
         &mut self,
-        tables: &Tables,
         arena: &Arena<'_>,
         packet: &mut PacketBuf,
         its: &Classified,
@@ -289,17 +292,16 @@ impl<'t> Arrival<'t> {
         report: &mut Report,
     ) {
         match check_one(arena, packet, its, sa) {
-            Ok((sa, sealed, job)) => self.push(tables, sa, sealed, job),
+            Ok((sa, sealed, job)) => self.push(sa, sealed, job),
             Err(reason) => decide(packet, Verdict::Drop(reason), report),
         }
     }
 
     #[inline(always)]
-    fn push(&mut self, tables: &Tables, sa: &'t InboundSa, sealed: Sealed, job: Job) {
+    fn push(&mut self, sa: &'t InboundSa, sealed: Sealed, job: Job) {
         let same = matches!(self.runs.last(), Some(run) if ptr::eq(run.sa, sa));
         if !same {
             sealed.prefetch(sa);
-            tables.prefetch_tunnel(sa.tunnel);
             let end = self.packets.len();
             if let Some(before) = self.runs.last_mut() {
                 before.end = end;
@@ -443,9 +445,9 @@ fn finish_run(
     if carried.packets > 0 {
         sa.note_authentic(|event| report.raise(event));
         // Only the newest packet tells where the peer is: an old one may come late from where it was.
-        if let (Some(newest), Some(tunnel)) = (newest, tables.tunnel(sa.tunnel)) {
+        if let Some(newest) = newest {
             let packet = &chunk[usize::from(newest)];
-            note_endpoint(sa, tunnel, outers.of(packet), report);
+            note_origin(tables, sa, outers.of(packet), report);
         }
         carried.count((sa, scribe), report);
     }
@@ -454,25 +456,62 @@ fn finish_run(
 /// Follows the peer to where its newest authentic packet comes from. Of what workers of the peer's send, perhaps from ports of
 /// their own, only the address counts.
 #[inline]
-fn note_endpoint(sa: &InboundSa, tunnel: &Tunnel, outer: &Outer, report: &mut Report) {
-    let Tunnel {
+fn note_origin(tables: &Tables, sa: &InboundSa, outer: &Outer, report: &mut Report) {
+    // Address and port; not what a socket adds to them (IPv6 scope, flow).
+    let port_counts = outer.udp && !sa.of_worker;
+    // What was no news is none until the tables change.
+    let origin = origin(&outer.remote, port_counts) ^ tables.number.wrapping_mul(SCATTER);
+    if sa.known_origin.load(Relaxed) != origin && !moved(tables, sa, outer, port_counts, report) {
+        sa.known_origin.store(origin, Relaxed);
+    }
+}
+
+/// An odd number without a pattern: the golden ratio's.
+const SCATTER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Stands for an address, and a port if that counts: for IPv4 for no other, for IPv6 as good as.
+#[inline]
+fn origin(remote: &SocketAddr, port_counts: bool) -> u64 {
+    let port = if port_counts { remote.port() } else { 0 };
+    let address = match remote.ip() {
+        IpAddr::V4(v4) => u64::from(v4.to_bits()),
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits();
+            let (network, host) = ((bits >> 64) as u64, bits as u64);
+            let mixed = (network ^ SCATTER).wrapping_mul(SCATTER);
+            (mixed ^ mixed >> 32 ^ host).wrapping_mul(SCATTER)
+        }
+    };
+    address ^ u64::from(port) << 32 ^ 1 << 48 // not 0, from where nothing comes
+}
+
+/// Whether the peer is elsewhere than its tunnel knows, which is told then.
+#[cold]
+fn moved(
+    tables: &Tables,
+    sa: &InboundSa,
+    outer: &Outer,
+    port_counts: bool,
+    report: &mut Report,
+) -> bool {
+    let Some(Tunnel {
         id,
         sender: Some(sender),
         roaming: true,
         ..
-    } = tunnel
+    }) = tables.tunnel(sa.tunnel)
     else {
-        return;
+        return false;
     };
     let (remote, known) = (outer.remote, sender.header.path().remote_socket());
-    // Address and port; not what a socket adds to them (IPv6 scope, flow).
-    let port_counts = outer.udp && !sa.of_worker;
-    if remote.ip() != known.ip() || port_counts && remote.port() != known.port() {
+    let moved = remote.ip() != known.ip() || port_counts && remote.port() != known.port();
+    if moved {
         report.raise(SaEvent::EndpointMoved {
             tunnel: *id,
             remote,
         });
     }
+    moved
 }
 
 /// Step 7: from decrypted payload to inner packet.
@@ -507,22 +546,23 @@ fn let_in(
     inner: &[u8],
     (last_v4, last_v6): &mut (KeyV4, KeyV6),
 ) -> Result<Head, DropReason> {
-    let (head, ends) = if let Some((key, head)) = KeyV4::parse(inner) {
+    let (head, let_in) = if let Some((key, head)) = KeyV4::parse(inner) {
         if *last_v4 == key {
             return Ok(head);
         }
         *last_v4 = key;
-        (head, AnyEnds::of_v4(&key))
+        (head, sa.lets_in(&key))
     } else if let Some((key, head)) = KeyV6::parse(inner) {
         if *last_v6 == key {
             return Ok(head);
         }
         *last_v6 = key;
-        (head, AnyEnds::of_v6(&key))
+        (head, sa.selectors.let_in(&AnyEnds::of_v6(&key)))
     } else {
-        look_closer(inner).ok_or(DropReason::DecryptedMalformed)?
+        let (head, ends) = look_closer(inner).ok_or(DropReason::DecryptedMalformed)?;
+        (head, sa.selectors.let_in(&ends))
     };
-    if sa.selectors.let_in(&ends) {
+    if let_in {
         Ok(head)
     } else {
         (*last_v4, *last_v6) = (KeyV4::NONE, KeyV6::NONE);
@@ -546,16 +586,14 @@ impl Carried {
         self.dummies += u64::from(verdict == Verdict::Drop(DropReason::DummyPacket));
     }
 
+    #[inline]
     fn count(self, (sa, scribe): (&InboundSa, &Scribe), report: &mut Report) {
+        if self.dummies > 0 {
+            sa.dummies.fetch_add(self.dummies, Relaxed); // noted before they count, as outbound
+        }
         sa.usage.add(scribe, self.packets, self.bytes, |reached| {
             report.raise(reached.event(sa.id));
         });
-        let activity = &*sa.activity;
-        let data_packets = self.packets - self.dummies;
-        activity.received_data_packets.add(scribe, data_packets);
-        if self.dummies > 0 {
-            activity.received_dummies.fetch_add(self.dummies, Relaxed);
-        }
     }
 }
 

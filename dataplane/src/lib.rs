@@ -73,9 +73,9 @@
 //! | all | 98 | 99 |
 //!
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters. Locked
-//! instructions of a run are one outbound and one inbound (two more for each further 32 numbers), and three more where another worker
-//! counts without a lock (`usage.rs`). Packets of several SAs in turn pay it each, and for memory, some fifteen cache lines of SA, key
-//! and counters. Against that, the packets of one SA are one run wherever they stand among the 64 that go through the steps
+//! instructions of a run are one outbound and one inbound (two more for each further 32 numbers), and two more where another worker
+//! counts without a lock (`usage.rs`). Packets of several SAs in turn pay it each, and for memory: nine cache lines inbound (SPI, two
+//! of the SA's record, window, five of the key), a dozen outbound. Against that, the packets of one SA are one run wherever they stand among the 64 that go through the steps
 //! together, and records, counters and keys are asked for before they are needed.
 //!
 //! | SAs in turn, 64 bytes | out | in |

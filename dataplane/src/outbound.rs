@@ -17,7 +17,7 @@ use crate::{
 };
 use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, TunnelId};
-use std::{iter::Zip, net::IpAddr, ops::Range, ptr, slice};
+use std::{iter::Zip, net::IpAddr, ops::Range, ptr, slice, sync::atomic::Ordering::Relaxed};
 
 /// Packets that go through the steps together, at most: bounds what lies on the stack.
 pub(crate) const CHUNK_PACKETS: usize = 64;
@@ -81,7 +81,9 @@ impl<'t> Departure<'t> {
             self.merge_runs();
         }
         if self.runs.len() > 1 {
-            self.runs.iter().for_each(|run| run.sender.prefetch());
+            self.runs
+                .iter()
+                .for_each(|run| run.sender.sa.prefetch_rest());
         }
     }
 
@@ -530,15 +532,14 @@ fn number(
         let next = sa.sequence.next();
         report.raise(SaEvent::SequenceLow { sa: sa.id, next });
     }
+    // A dummy leaves alone. It is noted before it counts: seen between, it is not taken for data.
+    let is_dummy = |packet: &Leaving| packet.next_header == protocol::NO_NEXT_HEADER;
+    if packets.first().is_some_and(is_dummy) {
+        sa.dummies.fetch_add(sent as u64, Relaxed);
+    }
     sa.usage.add(scribe, sent as u64, bytes, |reached| {
         report.raise(reached.event(sa.id));
     });
-    // A dummy leaves alone.
-    let is_data = |packet: &Leaving| packet.next_header != protocol::NO_NEXT_HEADER;
-    if packets.first().is_some_and(is_data) {
-        let counter = &run.sender.activity.sent_data_packets;
-        counter.add(scribe, sent as u64);
-    }
     numbers
 }
 

@@ -5,17 +5,20 @@
 
 use crate::{
     AeadKey,
-    aead::prefetch,
+    aead::{prefetch, prefetch_lines},
     replay::ReplayWindow,
     sequence::SequenceCounter,
-    spd::{Selectors, TunnelSlot},
-    tables::Activity,
+    spd::{AnyEnds, Networks, Selectors, TunnelSlot},
     usage::Usage,
+    wire::KeyV4,
 };
 use esplane_api::{Esn, SaEvent, SaId, SaStatistics};
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+use std::{
+    mem::offset_of,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 mod table;
@@ -24,26 +27,37 @@ pub use table::Sad;
 /// Failed packets in a row after which an SA with extended numbers tries further high halves.
 const RESYNCHRONISE_AFTER: u32 = 64;
 
-/// An SA that sends.
+/// An SA that sends. What each packet needs is its first two cache lines.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct OutboundSa {
-    /// Its name.
-    pub id: SaId,
-    /// Its expanded key.
-    pub key: AeadKey,
-    /// Its numbers. They belong to the key: an SA installed again with the same key shares them.
-    pub sequence: Arc<SequenceCounter>,
     /// What it has carried.
     pub usage: Usage,
+    /// Its numbers. They belong to the key: an SA installed again with the same key shares them.
+    pub sequence: Arc<SequenceCounter>,
+    /// Its expanded key.
+    pub key: AeadKey,
+    /// Its name.
+    pub id: SaId,
+    /// Dummies among what it has carried.
+    pub dummies: AtomicU64,
 }
+
+#[cfg(not(loom))]
+const _: () = assert!(offset_of!(OutboundSa, id) <= 2 * 64);
 
 impl OutboundSa {
     /// Asks for what a packet needs of the record itself.
     #[inline]
     pub fn prefetch(&self) {
-        prefetch(&self.key);
-        prefetch(&self.sequence);
-        self.usage.prefetch();
+        prefetch_lines::<2, _>(self);
+    }
+
+    /// Asks for what it points to and a packet needs: call it once the record itself has been asked for.
+    #[inline]
+    pub fn prefetch_rest(&self) {
+        prefetch(&*self.sequence);
+        self.key.prefetch();
     }
 
     /// What it has done.
@@ -57,46 +71,77 @@ impl OutboundSa {
 }
 
 /// An SA that receives. It owns a window.
+///
+/// ```text
+///   line 1   read by packets      key, window, networks …
+///   line 2   written by packets   what it has carried, where from
+///   …        seldom needed        other selectors, its name, failures
+/// ```
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct InboundSa {
-    /// Its name.
-    pub id: SaId,
-    /// Where its tunnel is: a tunnel keeps its place as long as it has SAs.
-    pub tunnel: TunnelSlot,
     /// Its expanded key.
     pub key: AeadKey,
-    /// Whether its numbers have 64 bits.
-    pub esn: Esn,
     /// Which numbers have come. It belongs to the key, as an outbound SA's numbers do.
     pub window: Arc<ReplayWindow>,
+    /// Of [`InboundSa::selectors`] what is mostly enough.
+    pub(crate) networks: Option<Networks>,
+    /// Where its tunnel is: a tunnel keeps its place as long as it has SAs.
+    pub tunnel: TunnelSlot,
+    /// Wrong ICVs since the last right one.
+    pub failures_in_a_row: AtomicU32,
+    /// Whether its numbers have 64 bits.
+    pub esn: Esn,
     /// Whether its packets come in UDP.
     pub in_udp: bool,
     /// Whether one worker of the peer's sends with it ([`esplane_api::SaParams::worker`]).
     pub of_worker: bool,
-    /// What its packets may carry.
-    pub selectors: Selectors,
-    /// What it has carried.
-    pub usage: Usage,
-    /// What its tunnel has carried.
-    pub(crate) activity: Arc<Activity>,
-    /// Packets with a wrong ICV.
-    pub authentication_failures: AtomicU64,
-    /// Packets refused by the window.
-    pub replays: AtomicU64,
-    /// Wrong ICVs since the last right one.
-    pub failures_in_a_row: AtomicU32,
     /// Whether the first authentic packet has been told.
     pub first_told: AtomicBool,
+
+    /// What it has carried.
+    pub usage: Usage,
+    /// Stands for where its packets come from, if that is no news.
+    pub(crate) known_origin: AtomicU64,
+    /// Packets refused by the window.
+    pub replays: AtomicU64,
+
+    /// What its packets may carry.
+    pub selectors: Selectors,
+    /// Its name.
+    pub id: SaId,
+    /// Dummies among what it has carried.
+    pub dummies: AtomicU64,
+    /// Packets with a wrong ICV.
+    pub authentication_failures: AtomicU64,
 }
 
+#[cfg(not(loom))]
+const _: () =
+    assert!(offset_of!(InboundSa, usage) == 64 && offset_of!(InboundSa, selectors) == 2 * 64);
+
 impl InboundSa {
-    /// Asks for what it points to and a packet needs: call it once the record itself has been asked for.
+    /// Asks for what a packet needs of the record itself.
     #[inline]
     pub fn prefetch(&self) {
+        prefetch_lines::<2, _>(self);
+    }
+
+    /// Asks for what it points to and a packet needs: call it once the record itself has been asked for.
+    #[inline]
+    pub fn prefetch_rest(&self) {
         self.window.prefetch();
         self.key.prefetch();
-        self.selectors.prefetch();
-        prefetch(&*self.activity);
+        if self.networks.is_none() {
+            self.selectors.prefetch();
+        }
+    }
+
+    /// Whether a plain packet from the far side may pass (RFC 4301 §5.2 step 4).
+    #[inline]
+    pub(crate) fn lets_in(&self, key: &KeyV4) -> bool {
+        let usual = matches!(&self.networks, Some(networks) if networks.hold_inbound(key));
+        usual || self.selectors.let_in(&AnyEnds::of_v4(key))
     }
 
     /// What it has done.
@@ -144,7 +189,9 @@ impl InboundSa {
 mod tests {
     use super::*;
     use crate::Aead;
-    use esplane_api::{AeadSuite, Direction, Lifetime, Now, Spi, TunnelId, WindowSize};
+    use esplane_api::{
+        AeadSuite, Direction, IpPrefix, Lifetime, Now, SelectorPair, Spi, TunnelId, WindowSize,
+    };
 
     pub(super) fn inbound(spi: u32) -> InboundSa {
         InboundSa {
@@ -164,11 +211,54 @@ mod tests {
             of_worker: false,
             selectors: Selectors::default(),
             usage: Usage::new(Lifetime::UNLIMITED, Now::default()),
-            activity: Arc::default(),
+            networks: None,
+            known_origin: AtomicU64::default(),
+            dummies: AtomicU64::default(),
             authentication_failures: AtomicU64::default(),
             replays: AtomicU64::default(),
             failures_in_a_row: AtomicU32::default(),
             first_told: AtomicBool::default(),
+        }
+    }
+
+    /// The short cut for two networks lets in what the selectors do, and nothing else.
+    #[test]
+    fn a_short_cut_changes_no_decision() {
+        let prefix = |text: &str| text.parse::<IpPrefix>().unwrap();
+        let pair = |local, remote| SelectorPair {
+            local: prefix(local).into(),
+            remote: prefix(remote).into(),
+        };
+        let with_port = |mut pair: SelectorPair| {
+            pair.remote = pair.remote.with_protocol(17).with_ports(7..=7).unwrap();
+            pair
+        };
+        let plain = pair("10.1.0.0/16", "10.2.0.0/16");
+        let other = pair("10.1.0.0/17", "10.3.0.0/16");
+        let all = [
+            (vec![plain], true),
+            (vec![with_port(plain)], false),
+            (vec![with_port(plain), other], true),
+            (vec![other, with_port(plain)], true),
+            (vec![pair("fd00::/64", "fd01::/64")], false),
+            (vec![], false),
+        ];
+        for (pairs, has_short_cut) in all {
+            let mut sa = inbound(256);
+            sa.selectors = Selectors::new(&pairs);
+            sa.networks = sa.selectors.networks();
+            assert_eq!(sa.networks.is_some(), has_short_cut, "{pairs:?}");
+            for case in 0..4 * 5 * 3 {
+                let third = [0, 127, 128, 255][case % 4];
+                let (second, port) = ((case / 4 % 5) as u8, (case / 20 + 6) as u8);
+                let mut packet = [0; 28];
+                (packet[0], packet[3], packet[9]) = (0x45, 28, 17);
+                packet[12..20].copy_from_slice(&[10, second, 0, 1, 10, 1, third, 1]);
+                packet[21] = port;
+                let (key, _) = KeyV4::parse(&packet).unwrap();
+                let expected = sa.selectors.let_in(&AnyEnds::of_v4(&key));
+                assert_eq!(sa.lets_in(&key), expected, "{pairs:?}, {packet:?}");
+            }
         }
     }
 

@@ -19,7 +19,10 @@ use std::ops::Range;
 const NEVER: u64 = u64::MAX;
 
 /// Hands out the numbers of one outbound key, each at most once.
+///
+/// One cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 pub struct SequenceCounter {
     next: AtomicU64,
     last: AtomicU64,

@@ -34,8 +34,8 @@ mod tests;
 mod value;
 mod writer;
 
-pub(crate) use rules::AnyEnds;
 pub use rules::Selectors;
+pub(crate) use rules::{AnyEnds, Networks};
 pub(crate) use writer::{RulePlace, SpdWriter};
 
 use crate::wire::Flow;

@@ -24,19 +24,15 @@ pub use error::{CommandError, CommandProblem};
 pub use writer::TableWriter;
 
 use crate::{
-    aead::{Aead, prefetch},
+    aead::Aead,
     sad::{OutboundSa, Sad},
     spd::{Spd, TunnelSlot},
     tunnel::OuterHeader,
-    usage::Tally,
 };
-use esplane_api::{TunnelActivity, TunnelId};
+use esplane_api::TunnelId;
 use places::Places;
 use rpds::RedBlackTreeMapSync as Map;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 /// How the dataplane hands over outer packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +55,8 @@ pub enum OuterHeaders {
 
 /// What the workers see: one moment's SAD, SPD and tunnels.
 pub struct Tables {
+    /// Each snapshot has a number of its own.
+    pub(crate) number: u64,
     pub(crate) settings: Settings,
     pub(crate) aead: Aead,
     pub(crate) sad: Sad,
@@ -72,14 +70,6 @@ impl Tables {
     #[inline]
     pub(crate) fn tunnel(&self, slot: TunnelSlot) -> Option<&Tunnel> {
         self.tunnels.get(slot).map(|tunnel| &**tunnel)
-    }
-
-    /// Asks for the tunnel of this slot.
-    #[inline]
-    pub(crate) fn prefetch_tunnel(&self, slot: TunnelSlot) {
-        if let Some(tunnel) = self.tunnel(slot) {
-            prefetch(tunnel);
-        }
     }
 
     /// What sends for the tunnel of this slot, and for this worker.
@@ -117,37 +107,4 @@ impl Tunnel {
 pub(crate) struct Sender {
     pub header: OuterHeader,
     pub sa: Arc<OutboundSa>,
-    /// Of its tunnel.
-    pub activity: Arc<Activity>,
-}
-
-impl Sender {
-    /// Asks for what a packet needs beside the SA's own record: call it once that has been asked for.
-    #[inline]
-    pub fn prefetch(&self) {
-        prefetch(&*self.sa.sequence);
-        prefetch(&*self.activity);
-        self.sa.key.prefetch();
-    }
-}
-
-/// What a tunnel has carried over all its SAs. One cache line.
-#[derive(Debug, Default)]
-#[repr(align(64))]
-pub(crate) struct Activity {
-    pub sent_data_packets: Tally,
-    pub received_data_packets: Tally,
-    pub received_dummies: AtomicU64,
-}
-
-impl Activity {
-    fn read(&self, tunnel: TunnelId) -> TunnelActivity {
-        let received_data_packets = self.received_data_packets.get();
-        TunnelActivity {
-            tunnel,
-            sent_data_packets: self.sent_data_packets.get(),
-            received_data_packets,
-            received_packets: received_data_packets + self.received_dummies.load(Relaxed),
-        }
-    }
 }

@@ -5,17 +5,14 @@
 //!
 //! ```text
 //!   own       packets, bytes    the owner's: load, add, store
-//!   others    packets, bytes    everybody else's: locked adds
 //!   next      packets, bytes    nothing is to be told while the sums are below
+//!   others    packets, bytes    everybody else's, elsewhere: locked adds; looked at once there are others
 //! ```
 //!
 //! Nothing is lost either way. What a run adds is seen by others a moment later, so of runs that reach a limit together both may
 //! have missed it: then the next one tells. Each limit is told once.
 
-use crate::{
-    aead::prefetch,
-    atomic::{AtomicU8, AtomicU32, AtomicU64, Relaxed},
-};
+use crate::atomic::{AtomicU8, AtomicU32, AtomicU64, Relaxed};
 use esplane_api::{Lifetime, LifetimeUnit, Now, SaEvent, SaId};
 use std::{
     sync::atomic::{AtomicU32 as NumberOfScribes, Ordering},
@@ -74,62 +71,35 @@ impl Owner {
     }
 }
 
-/// A number that only grows, in two halves as above.
-#[derive(Debug)]
-pub struct Tally {
-    own: AtomicU64,
-    others: AtomicU64,
-    owner: Owner,
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        Self {
-            own: AtomicU64::new(0),
-            others: AtomicU64::new(0),
-            owner: Owner(AtomicU32::new(0)),
-        }
-    }
-}
-
-impl Tally {
-    /// Counts this much more.
-    #[inline]
-    pub fn add(&self, scribe: &Scribe, more: u64) {
-        if self.owner.is(scribe) {
-            let before = self.own.load(Relaxed); // nobody else changes it
-            self.own.store(before + more, Relaxed);
-        } else {
-            self.others.fetch_add(more, Relaxed);
-        }
-    }
-
-    /// The sum.
-    pub fn get(&self) -> u64 {
-        self.own.load(Relaxed) + self.others.load(Relaxed)
-    }
-}
-
 /// Packets and bytes of one SA, and its lifetime.
 ///
-/// What packets need and change is one cache line.
+/// What packets need and change is small, and part of a cache line of the SA's record.
 #[derive(Debug)]
-#[repr(C, align(64))]
+#[repr(C)]
 pub struct Usage {
     own: Counters,
-    others: Counters,
     next: Counters,
     /// The scribe that counts in `own`.
     owner: Owner,
+    /// Whether others have counted: 1.
+    shared: AtomicU8,
     /// 0, or for good 1 + the place in [`UNITS`] of the hard limit that was reached.
     ended: AtomicU8,
+    rest: Box<Rest>,
+}
+
+/// What few packets need.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Rest {
+    others: Counters,
     /// Limits that have been told, a bit for each place in [`UNITS`]: soft ones from 1 on, hard ones from [`HARD`] on.
     told: AtomicU8,
     lifetime: Lifetime,
     installed: Duration,
 }
 
-/// In [`Usage::told`], the first hard limit.
+/// In [`Rest::told`], the first hard limit.
 const HARD: u8 = 1 << 4;
 
 #[derive(Debug)]
@@ -176,22 +146,19 @@ impl Usage {
     pub fn new(lifetime: Lifetime, now: Now) -> Self {
         let usage = Self {
             own: Counters::new((0, 0)),
-            others: Counters::new((0, 0)),
             next: Counters::new((0, 0)),
             owner: Owner(AtomicU32::new(0)),
+            shared: AtomicU8::new(0),
             ended: AtomicU8::new(0),
-            told: AtomicU8::new(0),
-            lifetime,
-            installed: now.monotonic,
+            rest: Box::new(Rest {
+                others: Counters::new((0, 0)),
+                told: AtomicU8::new(0),
+                lifetime,
+                installed: now.monotonic,
+            }),
         };
         usage.place_marks();
         usage
-    }
-
-    /// Asks for what packets need of it.
-    #[inline]
-    pub fn prefetch(&self) {
-        prefetch(&self.own); // and what lies beside it
     }
 
     /// Packets carried.
@@ -206,7 +173,11 @@ impl Usage {
 
     #[inline]
     fn carried(&self) -> (u64, u64) {
-        let (own, others) = (self.own.get(), self.others.get());
+        let own = self.own.get();
+        if self.shared.load(Relaxed) == 0 {
+            return own;
+        }
+        let others = self.rest.others.get();
         (own.0 + others.0, own.1 + others.1)
     }
 
@@ -230,8 +201,7 @@ impl Usage {
             self.own.packets.store(packets_before + packets, Relaxed);
             self.own.bytes.store(bytes_before + bytes, Relaxed);
         } else {
-            self.others.packets.fetch_add(packets, Relaxed);
-            self.others.bytes.fetch_add(bytes, Relaxed);
+            self.add_to_others(packets, bytes);
         }
         let (carried, next) = (self.carried(), self.next.get());
         if carried.0 >= next.0 || carried.1 >= next.1 {
@@ -239,9 +209,18 @@ impl Usage {
         }
     }
 
+    fn add_to_others(&self, packets: u64, bytes: u64) {
+        // Load first: what all read is not to go back and forth between them.
+        if self.shared.load(Relaxed) == 0 {
+            self.shared.store(1, Relaxed);
+        }
+        self.rest.others.packets.fetch_add(packets, Relaxed);
+        self.rest.others.bytes.fetch_add(bytes, Relaxed);
+    }
+
     #[cold]
     fn tell_reached(&self, (packets, bytes): (u64, u64), mut tell: impl FnMut(Reached)) {
-        let (soft, hard) = (self.lifetime.soft(), self.lifetime.hard());
+        let (soft, hard) = (self.rest.lifetime.soft(), self.rest.lifetime.hard());
         let over = |carried: u64, limit: Option<u64>| limit.is_some_and(|limit| carried >= limit);
         let over_soft = [over(packets, soft.packets), over(bytes, soft.bytes)];
         let over_hard = [over(packets, hard.packets), over(bytes, hard.bytes)];
@@ -263,13 +242,13 @@ impl Usage {
 
     /// Whether nobody has told this; from now on the caller has.
     fn is_untold(&self, bit: u8) -> bool {
-        self.told.fetch_or(bit, Relaxed) & bit == 0
+        self.rest.told.fetch_or(bit, Relaxed) & bit == 0
     }
 
     /// The lowest limits that have not been told. Marks left behind by another worker, who knew less, cost one look more.
     fn place_marks(&self) {
-        let told = self.told.load(Relaxed);
-        let (soft, hard) = (self.lifetime.soft(), self.lifetime.hard());
+        let told = self.rest.told.load(Relaxed);
+        let (soft, hard) = (self.rest.lifetime.soft(), self.rest.lifetime.hard());
         let lowest = |place: u8, soft: Option<u64>, hard: Option<u64>| {
             let untold = |bit: u8, limit: Option<u64>| limit.filter(|_| told & bit == 0);
             let limits = [untold(1 << place, soft), untold(HARD << place, hard)];
@@ -309,7 +288,7 @@ impl Usage {
         if self.ended() {
             return 0;
         }
-        let (carried, hard) = (self.carried(), self.lifetime.hard());
+        let (carried, hard) = (self.carried(), self.rest.lifetime.hard());
         let left = |limit: Option<u64>, carried: u64| {
             limit.map_or(u64::MAX, |limit| limit.saturating_sub(carried))
         };
@@ -327,14 +306,14 @@ impl Usage {
 
     /// Looks at the limits in seconds. The soft one is told once, the hard one once.
     pub fn tick(&self, now: Now, mut tell: impl FnMut(Reached)) {
-        let age = now.monotonic.saturating_sub(self.installed);
+        let age = now.monotonic.saturating_sub(self.rest.installed);
         let over =
             |limit: Option<u64>| limit.is_some_and(|limit| age >= Duration::from_secs(limit));
-        if over(self.lifetime.hard().seconds) {
+        if over(self.rest.lifetime.hard().seconds) {
             if self.end(LifetimeUnit::Seconds) {
                 tell(Reached::Hard(LifetimeUnit::Seconds));
             }
-        } else if over(self.lifetime.soft().seconds) && self.is_untold(1 << 2) {
+        } else if over(self.rest.lifetime.soft().seconds) && self.is_untold(1 << 2) {
             tell(Reached::Soft(LifetimeUnit::Seconds));
         }
     }
@@ -344,17 +323,6 @@ impl Usage {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_tally_counts_what_all_add_whoever_came_first() {
-        let (tally, first, second) = (Tally::default(), Scribe::new(), Scribe::new());
-        tally.add(&Scribe::GUEST, 1);
-        for _ in 0..10 {
-            tally.add(&first, 2);
-            tally.add(&second, 3);
-        }
-        assert_eq!(tally.get(), 51);
-        assert_eq!(tally.own.load(Relaxed), 20, "without a lock");
-    }
     use esplane_api::Limits;
 
     fn limited(soft: Limits, hard: Limits) -> Usage {

@@ -377,8 +377,13 @@ fn an_overlap_of_old_and_new_keys_loses_nothing() {
     for packet in [newer, straggler] {
         assert_eq!(east.receive_one(&packet).0, Verdict::Forward);
     }
-    let activity = east.writer.activity();
-    assert_eq!(activity[0].received_data_packets, 2);
+    // What an SA that is gone has carried stays with its tunnel.
+    east.apply(vec![SaCommand::Remove(sa_id(Direction::Inbound, 0x1000))]);
+    west.apply(vec![SaCommand::Remove(sa_id(Direction::Outbound, 0x1000))]);
+    let newest = west.sealed(&inner(false, 3));
+    assert_eq!(east.receive_one(&newest).0, Verdict::Forward);
+    assert_eq!(west.writer.activity()[0].sent_data_packets, 3);
+    assert_eq!(east.writer.activity()[0].received_data_packets, 3);
     let first = |number| SaEvent::FirstReceived {
         sa: sa_id(Direction::Inbound, number),
     };

@@ -112,6 +112,20 @@ fn a_tunnel_follows_its_peer_only_by_its_newest_authentic_packet() {
     assert_eq!(east.status(Direction::Outbound).sequence, before + 1);
     east.receive_one(&moved(west.sealed(&inner(false, 1))));
     assert_eq!(east.report.events(), [], "it is where we send to");
+    // Whoever believes it back where it was is told at once, though nothing has changed for the peer.
+    let before = "192.0.2.1:4500".parse().unwrap();
+    east.apply(vec![SaCommand::MoveEndpoint {
+        tunnel: TUNNEL,
+        remote: before,
+    }]);
+    let told = [SaEvent::EndpointMoved {
+        tunnel: TUNNEL,
+        remote,
+    }];
+    for _ in 0..2 {
+        east.receive_one(&moved(west.sealed(&inner(false, 1))));
+        assert_eq!(east.report.drain_events().collect::<Vec<_>>(), told);
+    }
 }
 
 #[test]

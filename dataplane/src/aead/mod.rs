@@ -43,7 +43,7 @@ mod x86;
 
 pub use choice::{ChoiceError, ChoiceProblem};
 pub(crate) use newer::{Work, on_newer_cpus};
-pub use prefetch::prefetch;
+pub(crate) use prefetch::{prefetch, prefetch_lines};
 
 use crate::Arena;
 use choice::Implementation;
@@ -215,7 +215,7 @@ fn each(
     for index in at {
         if let Some((header, payload, icv)) = jobs[index].split(arena) {
             let (nonce, aad) = (key.nonce(header), key.associated_data(header, &jobs[index]));
-            if crypt(&nonce, &aad[..key.aad_bytes], payload, icv) {
+            if crypt(&nonce, &aad[..key.aad_bytes.into()], payload, icv) {
                 done = done.with(index);
             }
         }
@@ -224,13 +224,17 @@ fn each(
 }
 
 /// A key expanded for one implementation, with the salt of its nonces. Wiped on drop.
+///
+/// Small: it lies in an SA's record beside what else a packet needs of it.
 pub struct AeadKey {
     suite: AeadSuite,
     /// 8, or 12 with extended sequence numbers.
-    aad_bytes: usize,
+    aad_bytes: u8,
     salt: Zeroizing<[u8; SALT_BYTES]>,
     expanded: Expanded,
 }
+
+const _: () = assert!(size_of::<AeadKey>() <= 24);
 
 enum Expanded {
     #[cfg(target_arch = "x86_64")]
@@ -240,7 +244,7 @@ enum Expanded {
     #[cfg(target_arch = "x86_64")]
     AesNi(Box<x86::Key<1>>),
     Portable(Box<portable::Key>),
-    ChaCha(chacha::Key),
+    ChaCha(Box<chacha::Key>),
 }
 
 impl AeadKey {
@@ -290,12 +294,14 @@ impl AeadKey {
             (Implementation::Portable, AeadSuite::Aes256Gcm16) => {
                 portable::Key::aes256(key).map(|key| Expanded::Portable(Box::new(key)))
             }
-            (_, AeadSuite::ChaCha20Poly1305) => chacha::Key::new(key).map(Expanded::ChaCha),
+            (_, AeadSuite::ChaCha20Poly1305) => {
+                chacha::Key::new(key).map(|key| Expanded::ChaCha(Box::new(key)))
+            }
         };
         expanded
             .map(|expanded| Self {
                 suite,
-                aad_bytes: aad_bytes.min(AAD_BYTES_MAX),
+                aad_bytes: aad_bytes.min(AAD_BYTES_MAX) as u8,
                 salt: Zeroizing::new(salt),
                 expanded,
             })
@@ -335,7 +341,7 @@ impl AeadKey {
     }
 
     /// Asks for what a short packet needs of it: call it for a batch of packets before the first of them is worked on, and
-    /// after the key itself was asked for with [`fn@prefetch`], as it leads to the rest.
+    /// after the key itself was asked for, as it leads to the rest.
     #[inline]
     pub fn prefetch(&self) {
         match &self.expanded {
@@ -346,7 +352,7 @@ impl AeadKey {
             #[cfg(target_arch = "x86_64")]
             Expanded::AesNi(key) => key.schedule().prefetch(),
             Expanded::Portable(key) => prefetch(&**key),
-            Expanded::ChaCha(_) => {}
+            Expanded::ChaCha(key) => prefetch(&**key),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::{Decision, fib::Address};
 use crate::{
-    aead::prefetch,
+    aead::prefetch_lines,
     wire::{Flow, KeyV4, KeyV6},
 };
 use esplane_api::{SelectorPair, TrafficSelector};
@@ -156,9 +156,12 @@ impl<A: Address> Packed<A> {
 
     /// Whether every packet to the remote network fits.
     pub fn asks_for_nothing_else(&self) -> bool {
-        let whole = A::default().edge(0, true);
-        self.local.width == whole
-            && self.local_ports.width == NO_PORT
+        self.local.width == A::default().edge(0, true) && self.asks_for_addresses()
+    }
+
+    /// Whether every packet between the networks fits.
+    fn asks_for_addresses(&self) -> bool {
+        self.local_ports.width == NO_PORT
             && self.remote_ports.width == NO_PORT
             && self.local_protocol == ANY_PROTOCOL
             && self.remote_protocol == ANY_PROTOCOL
@@ -232,13 +235,37 @@ pub struct Selectors {
     v6: Box<[Packed<u128>]>,
 }
 
+/// Selectors as most SAs have them: two networks of IPv4, and nothing else.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Networks {
+    local: Range<u32>,
+    remote: Range<u32>,
+}
+
+impl Networks {
+    /// Whether a packet from the far side to ours fits.
+    #[inline]
+    pub fn hold_inbound(&self, key: &KeyV4) -> bool {
+        let (source, destination) = key.ends();
+        self.remote.holds(source) && self.local.holds(destination)
+    }
+}
+
 impl Selectors {
-    /// Asks for the first pair.
+    /// Asks for the first pair of each family.
     #[inline]
     pub fn prefetch(&self) {
-        if let Some(first) = self.v4.first() {
-            prefetch(first);
-        }
+        prefetch_lines::<1, _>(&*self.v4);
+        prefetch_lines::<2, _>(&*self.v6);
+    }
+
+    /// Two networks that alone are enough, if there are such: a short cut.
+    pub(crate) fn networks(&self) -> Option<Networks> {
+        let plain = self.v4.iter().find(|pair| pair.asks_for_addresses())?;
+        Some(Networks {
+            local: plain.local,
+            remote: plain.remote,
+        })
     }
 
     /// From pairs; one that mixes families fits nothing.

@@ -6,7 +6,7 @@
 //! changed by [`Effect`]s, after that.
 
 use super::{
-    Activity, CommandProblem, OuterHeaders, Sender, Settings, Tunnel,
+    CommandProblem, OuterHeaders, Sender, Settings, Tunnel,
     keys::{KeyDigest, KeyMemory},
 };
 use crate::{
@@ -20,13 +20,13 @@ use crate::{
 };
 use esplane_api::{
     Direction, Now, OuterPath, PolicyAction, SaCommand, SaId, SaParams, SaStatus, SequenceStart,
-    Spi, TunnelId, TunnelParams,
+    Spi, TunnelActivity, TunnelId, TunnelParams,
 };
 use rpds::{RedBlackTreeMapSync as Map, StackSync as Stack};
 use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
 };
 
 /// Everything installed. A clone shares all of it.
@@ -59,7 +59,28 @@ pub(super) struct Defined {
     pub outbound: Vec<Arc<Outbound>>,
     /// Of what it receives with.
     pub inbound: Vec<Spi>,
-    pub activity: Arc<Activity>,
+    /// What SAs that are gone have carried.
+    past: Carried,
+}
+
+/// Packets with payload in both directions, and dummies that came. Summed up over SAs: no packet counts for its tunnel.
+#[derive(Clone, Copy, Default)]
+struct Carried {
+    sent: u64,
+    received: u64,
+    received_dummies: u64,
+}
+
+impl Carried {
+    fn add_outbound(&mut self, sa: &OutboundSa) {
+        self.sent += sa.usage.packets().saturating_sub(sa.dummies.load(Relaxed));
+    }
+
+    fn add_inbound(&mut self, sa: &InboundSa) {
+        let dummies = sa.dummies.load(Relaxed);
+        self.received += sa.usage.packets().saturating_sub(dummies);
+        self.received_dummies += dummies;
+    }
 }
 
 #[derive(Clone)]
@@ -194,7 +215,7 @@ impl State {
             slot,
             outbound: Vec::new(),
             inbound: Vec::new(),
-            activity: Arc::default(),
+            past: Carried::default(),
         };
         self.tunnels.insert_mut(params.id, Arc::new(tunnel));
         Ok(())
@@ -332,28 +353,52 @@ impl State {
                     .get(&id.spi)
                     .filter(|inbound| inbound.sa.id == id);
                 found.ok_or(CommandProblem::UnknownSa(id))?;
-                self.remove_inbound(id.spi);
+                let gone = self.remove_inbound(id.spi);
                 let tunnel = self.tunnel_mut(id.tunnel)?;
                 tunnel.inbound.retain(|spi| *spi != id.spi);
+                if let Some(gone) = gone {
+                    tunnel.past.add_inbound(&gone.sa);
+                }
             }
             Direction::Outbound => {
-                let gone = self.outbound(id)?;
-                let (key, sequence) = (gone.key, gone.sa.sequence.clone());
+                let (key, sa) = (self.outbound(id)?.key, self.outbound(id)?.sa.clone());
                 self.sending.remove_mut(&key);
-                self.keys.sent(key, sequence);
+                self.keys.sent(key, sa.sequence.clone());
                 let tunnel = self.tunnel_mut(id.tunnel)?;
                 tunnel.outbound.retain(|outbound| outbound.sa.id != id);
+                tunnel.past.add_outbound(&sa);
                 tunnel.promote();
             }
         }
         Ok(())
     }
 
-    fn remove_inbound(&mut self, spi: Spi) {
-        if let Some(gone) = self.inbound.get(&spi).cloned() {
-            self.inbound.remove_mut(&spi);
-            self.receiving.remove_mut(&(gone.key, spi.get()));
-            self.keys.received(gone.key, spi, gone.sa.window.clone());
+    fn remove_inbound(&mut self, spi: Spi) -> Option<Arc<Inbound>> {
+        let gone = self.inbound.get(&spi).cloned()?;
+        self.inbound.remove_mut(&spi);
+        self.receiving.remove_mut(&(gone.key, spi.get()));
+        self.keys.received(gone.key, spi, gone.sa.window.clone());
+        Some(gone)
+    }
+
+    /// What a tunnel has carried. Of an SA that is gone, what workers with an older snapshot still carried is not in it.
+    pub fn activity(&self, tunnel: &Defined) -> TunnelActivity {
+        let mut all = tunnel.past;
+        for outbound in &tunnel.outbound {
+            all.add_outbound(&outbound.sa);
+        }
+        for inbound in tunnel
+            .inbound
+            .iter()
+            .filter_map(|spi| self.inbound.get(spi))
+        {
+            all.add_inbound(&inbound.sa);
+        }
+        TunnelActivity {
+            tunnel: tunnel.params.id,
+            sent_data_packets: all.sent,
+            received_data_packets: all.received,
+            received_packets: all.received + all.received_dummies,
         }
     }
 
@@ -425,7 +470,6 @@ impl Defined {
             Some(Sender {
                 header: OuterHeader::new(active.path, self.params.df, active.sa.id.spi),
                 sa: active.sa.clone(),
-                activity: self.activity.clone(),
             })
         };
         let workers = self.outbound.iter().filter_map(|outbound| outbound.worker);
@@ -474,6 +518,7 @@ impl Outbound {
             key: AeadKey::from_material(context.aead, &params.key, params.esn),
             sequence,
             usage: Usage::new(params.lifetime, context.now),
+            dummies: Default::default(),
         };
         Self {
             sa: Arc::new(sa),
@@ -509,6 +554,7 @@ impl Inbound {
     ) -> Self {
         let head = params.sequence.first.saturating_sub(1);
         let fresh = || Arc::new(ReplayWindow::new(params.window, head));
+        let selectors = Selectors::new(&params.selectors);
         let sa = InboundSa {
             id: params.id(),
             tunnel: tunnel.slot,
@@ -517,9 +563,11 @@ impl Inbound {
             window: window.unwrap_or_else(fresh),
             in_udp: params.path.encap().is_some(),
             of_worker: params.worker.is_some(),
-            selectors: Selectors::new(&params.selectors),
+            networks: selectors.networks(),
+            selectors,
             usage: Usage::new(params.lifetime, context.now),
-            activity: tunnel.activity.clone(),
+            known_origin: Default::default(),
+            dummies: Default::default(),
             authentication_failures: Default::default(),
             replays: Default::default(),
             failures_in_a_row: Default::default(),

@@ -1,7 +1,7 @@
 //! The control side's handle: takes commands, publishes snapshots, answers questions.
 
 use super::{
-    Activity, CommandError, CommandProblem, Settings, Tables, error,
+    CommandError, CommandProblem, Settings, Tables, error,
     state::{Context, Defined, Effect, State},
 };
 use crate::{
@@ -32,6 +32,7 @@ impl TableWriter {
             state: State::default(),
             spd: SpdWriter::default(),
             tables: Arc::new(Tables {
+                number: 0,
                 settings,
                 aead,
                 sad: Default::default(),
@@ -138,10 +139,8 @@ impl TableWriter {
 
     /// What every tunnel has carried, by number.
     pub fn activity(&self) -> Vec<TunnelActivity> {
-        let tunnels = self.state.tunnels.iter();
-        tunnels
-            .map(|(id, tunnel)| Activity::read(&tunnel.activity, *id))
-            .collect()
+        let tunnels = self.state.tunnels.values();
+        tunnels.map(|tunnel| self.state.activity(tunnel)).collect()
     }
 
     /// Whether an inbound SA has this SPI.
@@ -185,6 +184,7 @@ impl TableWriter {
             }
         }
         Tables {
+            number: last.number + 1,
             settings: self.settings,
             aead: self.aead,
             sad,

@@ -1,7 +1,7 @@
 //! A key expanded: AES round keys and the powers of H.
 
 use super::{
-    super::prefetch,
+    super::prefetch_lines,
     SALT_BYTES,
     field::{P, multiply, one_lane_features, reversed},
     missing,
@@ -33,6 +33,7 @@ pub(in crate::aead) struct Schedule {
     pub(super) powers: [__m128i; POWERS + 3],
 }
 const _: () = assert!(core::mem::offset_of!(Schedule, powers) % 64 == 48);
+const _: () = assert!(core::mem::offset_of!(Schedule, round_keys) + 11 * 16 == 3 * 64);
 
 impl<const LANES: usize> Key<LANES> {
     /// Expands a key of 16 or 32 bytes, for packets with AAD of this length; `None` for other lengths or on a CPU that cannot
@@ -107,8 +108,8 @@ impl Schedule {
     /// Asks for what packets of few blocks need: the round keys that all key lengths have, and H⁸ to H¹. Five lines.
     #[inline]
     pub(in crate::aead) fn prefetch(&self) {
-        prefetch(&self.round_keys[..11]); // and what is before them
-        prefetch(&self.powers[POWERS - 8..POWERS]);
+        prefetch_lines::<3, _>(self);
+        prefetch_lines::<2, _>(&self.powers[POWERS - 8]); // begins a line, as H⁴⁰ does
     }
 
     #[target_feature(enable = "sse4.1,aes,pclmulqdq")]
