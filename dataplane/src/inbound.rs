@@ -2,11 +2,11 @@
 
 use crate::{
     Arena, Batch, OuterHeaders, PacketBuf, Report, Verdict,
-    aead::{Done, ICV_BYTES, Job, Keyed, Work, on_newer_cpus},
+    aead::{Done, ICV_BYTES, Keyed, Work, on_newer_cpus},
     batch::Outer,
     esp::{
         Jobs, Keys,
-        decap::{Accepted, Authentic, Sealed},
+        decap::{Accepted, Authentic, Gate, Sealed},
     },
     outbound::CHUNK_PACKETS,
     outer::OuterSides,
@@ -24,7 +24,6 @@ use arrayvec::ArrayVec;
 use esplane_api::{DropReason, SaEvent, Spi};
 use std::{
     net::{IpAddr, SocketAddr},
-    ptr,
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -44,19 +43,18 @@ pub struct Inbound {
     kept: Vec<u8>,
 }
 
-/// Packets in a row of one SA.
-struct Run<'t> {
-    sa: &'t InboundSa,
-    /// Where they end among the packets that wait.
-    end: usize,
-}
-
-/// Everything of a chunk that is worth authenticating: runs one after the other, their packets, their jobs.
+/// Everything of a chunk that is worth authenticating: packets, their jobs, and the runs that they are. A run is some in a row
+/// of one SA.
 #[derive(Default)]
 struct Arrival<'t> {
-    runs: Chunk<Run<'t>>,
     packets: Chunk<Sealed>,
     jobs: Jobs,
+    /// Of each run.
+    sas: Chunk<&'t InboundSa>,
+    /// Of each run, and where it ends.
+    keys: Keys<'t>,
+    /// The first packet of the first SA that may be out of step.
+    suspect: Option<(&'t InboundSa, usize)>,
 }
 
 /// What a run of packets of one SA has carried; counted when the run ends.
@@ -98,9 +96,10 @@ impl Inbound {
                 report,
             });
             // 6: authenticate and decrypt, the whole chunk in one call
-            let keys = arrival.end_last_run();
-            let suspect = self.keep_suspect(arena, &arrival);
-            let mut opened = tables.aead.open(arena, &keys, &arrival.jobs);
+            let suspect = arrival
+                .suspect
+                .filter(|(_, first)| self.keep(arena, &arrival, *first));
+            let mut opened = tables.aead.open(arena, &arrival.keys, &arrival.jobs);
             if let Some((sa, index)) = suspect
                 && let Some(sealed) = arrival.packets.get_mut(index)
                 && let Some(job) = arrival.jobs.get(index)
@@ -110,8 +109,16 @@ impl Inbound {
                 opened = opened.with(index);
             }
             // 6, 7: commit, finish
-            let arrival = (&mut arrival, opened, &self.scribe);
-            finish(tables, arena, chunk, &outers, arrival, report);
+            on_newer_cpus(Finish {
+                tables,
+                arena,
+                chunk,
+                outers: &outers,
+                arrival: &mut arrival,
+                opened,
+                scribe: &self.scribe,
+                report,
+            });
         }
     }
 
@@ -121,27 +128,18 @@ impl Inbound {
     ///
     /// One packet a chunk: a flood of forgeries fills chunks, and so buys four more decryptions per
     /// 64.
-    fn keep_suspect<'t>(
-        &mut self,
-        arena: &Arena<'_>,
-        arrival: &Arrival<'t>,
-    ) -> Option<(&'t InboundSa, usize)> {
-        let mut first = 0;
-        let out_of_step = |run: &&Run<'t>| {
-            let suspect = run.sa.may_be_out_of_step();
-            first = if suspect { first } else { run.end };
-            suspect
+    #[cold]
+    fn keep(&mut self, arena: &Arena<'_>, arrival: &Arrival<'_>, packet: usize) -> bool {
+        let ciphertext = arrival.jobs.get(packet).and_then(|job| {
+            let start = job.start as usize;
+            arena.get(start..start + job.bytes as usize + ICV_BYTES)
+        });
+        let Some(ciphertext) = ciphertext.filter(|bytes| bytes.len() <= ESP_BYTES_MAX) else {
+            return false;
         };
-        let run = arrival.runs.iter().find(out_of_step)?;
-        let job = arrival.jobs.get(first)?;
-        let start = job.start as usize;
-        let ciphertext = arena.get(start..start + job.bytes as usize + ICV_BYTES)?;
-        if ciphertext.len() > ESP_BYTES_MAX {
-            return None;
-        }
         self.kept.clear();
         self.kept.extend_from_slice(ciphertext); // within the capacity it was made with
-        Some((run.sa, first))
+        true
     }
 }
 
@@ -172,24 +170,31 @@ impl Work for Check<'_, '_, '_> {
                 continue;
             }
             // 3: classify
-            let its = match classify(tables.settings.outer_headers, arena, outers, at, packet) {
-                Ok(its) => its,
-                Err(verdict) => {
-                    decide(packet, verdict, report);
-                    continue;
-                }
+            let udp = match tables.settings.outer_headers {
+                OuterHeaders::ByKernel => Some(outers.of(packet).udp),
+                OuterHeaders::Written => outers.take_off(arena, at, packet),
+            };
+            let its = udp.and_then(|udp| Classified::of_esp(arena, packet, at as u8, udp));
+            let Some(its) = its else {
+                let verdict = classify_closely(tables, arena, packet, udp);
+                decide(packet, verdict, report);
+                continue;
             };
             // 4, 5: as long as all packets are of one SA, at once
-            let (spi, sa) = *first.get_or_insert_with(|| (its.spi, tables.sad.find(its.spi)));
-            if its.spi == spi && classified.is_empty() {
-                arrival.take(arena, packet, &its, sa, report);
+            let find = || (its.spi, tables.sad.find(its.spi).map(Gate::of));
+            let (spi, gate) = first.get_or_insert_with(find);
+            if its.spi == *spi && classified.is_empty() {
+                arrival.take(gate.as_ref(), packet, &its, report);
             } else {
                 tables.sad.prefetch(its.spi);
                 classified.push(its);
             }
         }
+        if let Some((_, Some(gate))) = first {
+            arrival.end_run(gate.sa());
+        }
         if !classified.is_empty() {
-            check_mixed(tables, arena, chunk, &classified, arrival, report);
+            check_mixed(tables, chunk, &classified, arrival, report);
         }
     }
 }
@@ -199,7 +204,6 @@ impl Work for Check<'_, '_, '_> {
 #[inline(never)]
 fn check_mixed<'t>(
     tables: &'t Tables,
-    arena: &Arena<'_>,
     chunk: &mut [PacketBuf],
     classified: &Chunk<Classified>,
     arrival: &mut Arrival<'t>,
@@ -219,12 +223,16 @@ fn check_mixed<'t>(
         sa.prefetch_rest();
     }
     for (group, sa) in groups.iter().zip(sas) {
+        let gate = sa.map(Gate::of);
         let mut place = group.first;
         while let Some(its) = classified.get(usize::from(place)) {
             if let Some(packet) = chunk.get_mut(usize::from(its.at)) {
-                arrival.take(arena, packet, its, sa, report);
+                arrival.take(gate.as_ref(), packet, its, report);
             }
             place = next[usize::from(place)];
+        }
+        if let Some(sa) = sa {
+            arrival.end_run(sa);
         }
     }
 }
@@ -271,13 +279,51 @@ fn by_spi(classified: &Chunk<Classified>) -> (Chunk<Group>, [u8; CHUNK_PACKETS])
     (groups, next)
 }
 
-/// What step 3 has found out about a packet.
+/// What step 3 has found out about a packet that may be ESP of ours.
 #[derive(Clone, Copy)]
 struct Classified {
     spi: u32,
-    udp: bool,
+    /// The low half of its number.
+    low: u32,
     /// Its place in the chunk.
     at: u8,
+    udp: bool,
+}
+
+impl Classified {
+    /// `None` for whatever else comes.
+    #[inline(always)]
+    fn of_esp(arena: &Arena<'_>, packet: &PacketBuf, at: u8, udp: bool) -> Option<Self> {
+        let esp = Esp::parse(arena.get(packet.data_range())?)?;
+        let (spi, low) = (esp.spi(), esp.sequence_low());
+        (spi >= Spi::MIN).then_some(Self { spi, low, at, udp })
+    }
+}
+
+/// Step 3 for what is no whole ESP packet. Of a control message the data becomes what follows the non-ESP marker.
+#[cold]
+fn classify_closely(
+    tables: &Tables,
+    arena: &Arena<'_>,
+    packet: &mut PacketBuf,
+    udp: Option<bool>,
+) -> Verdict {
+    let Some(udp) = udp else {
+        return Verdict::Drop(DropReason::OuterMalformed);
+    };
+    let data = arena.get(packet.data_range()).unwrap_or_default();
+    Verdict::Drop(match esp::spi(data) {
+        None if data == KEEPALIVE && udp => DropReason::Keepalive,
+        None => DropReason::EspTruncated,
+        Some(0) if udp && packet.grow(-NON_ESP_MARKER_BYTES, 0) => return Verdict::Control,
+        // RFC 4303 §2.1: 0 is for local use, 1 to 255 are IANA's.
+        Some(spi) if spi < Spi::MIN => DropReason::ReservedSpi,
+        Some(spi) => match tables.sad.find(spi).map(|sa| Gate::of(sa).admits(udp)) {
+            None => DropReason::UnknownSpi,
+            Some(Err(reason)) => reason,
+            Some(Ok(())) => DropReason::EspTruncated,
+        },
+    })
 }
 
 impl<'t> Arrival<'t> {
@@ -285,171 +331,102 @@ impl<'t> Arrival<'t> {
     #[inline(always)]
     fn take(
         &mut self,
-        arena: &Arena<'_>,
+        gate: Option<&Gate<'t>>,
         packet: &mut PacketBuf,
         its: &Classified,
-        sa: Option<&'t InboundSa>,
         report: &mut Report,
     ) {
-        match check_one(arena, packet, its, sa) {
-            Ok((sa, sealed, job)) => self.push(sa, sealed, job),
+        let checked = gate.ok_or(DropReason::UnknownSpi).and_then(|gate| {
+            gate.admits(its.udp)?;
+            gate.check(its.low, its.at, &packet.data_range())
+        });
+        match checked {
+            Ok((sealed, job)) => {
+                self.packets.push(sealed);
+                self.jobs.push(job);
+            }
             Err(reason) => decide(packet, Verdict::Drop(reason), report),
         }
     }
 
-    #[inline(always)]
-    fn push(&mut self, sa: &'t InboundSa, sealed: Sealed, job: Job) {
-        let same = matches!(self.runs.last(), Some(run) if ptr::eq(run.sa, sa));
-        if !same {
-            sealed.prefetch(sa);
-            let end = self.packets.len();
-            if let Some(before) = self.runs.last_mut() {
-                before.end = end;
-            }
-            self.runs.push(Run { sa, end });
+    /// What has been taken since the last run ended was of this SA.
+    #[inline]
+    fn end_run(&mut self, sa: &'t InboundSa) {
+        let begin = self.keys.last().map_or(0, |run| run.end);
+        let Some(first) = self.packets.get(begin) else {
+            return;
+        };
+        first.prefetch(sa);
+        if sa.may_be_out_of_step() {
+            self.suspect.get_or_insert((sa, begin));
         }
-        self.packets.push(sealed);
-        self.jobs.push(job);
-    }
-
-    /// All packets are there; answers under which keys they came.
-    fn end_last_run(&mut self) -> Keys<'t> {
-        if let Some(last) = self.runs.last_mut() {
-            last.end = self.packets.len();
-        }
-        let mut keys = Keys::new();
-        for Run { sa, end } in &self.runs {
-            keys.push(Keyed {
-                key: &sa.key,
-                end: *end,
-            });
-        }
-        keys
-    }
-}
-
-/// Step 3: finds the ESP packet. Its SPI, and whether it came in UDP, is the answer. The packet's data becomes the ESP
-/// packet, or what follows the non-ESP marker.
-#[inline(always)]
-fn classify(
-    mode: OuterHeaders,
-    arena: &Arena<'_>,
-    outers: &mut OuterSides<'_>,
-    at: usize,
-    packet: &mut PacketBuf,
-) -> Result<Classified, Verdict> {
-    let udp = match mode {
-        OuterHeaders::ByKernel => outers.of(packet).udp,
-        OuterHeaders::Written => outers
-            .take_off(arena, at, packet)
-            .ok_or(Verdict::Drop(DropReason::OuterMalformed))?,
-    };
-    let truncated = Verdict::Drop(DropReason::EspTruncated);
-    let data = arena.get(packet.data_range()).ok_or(truncated)?;
-    if data == KEEPALIVE && udp {
-        return Err(Verdict::Drop(DropReason::Keepalive));
-    }
-    match esp::spi(data) {
-        None => Err(truncated),
-        Some(0) if udp && packet.grow(-NON_ESP_MARKER_BYTES, 0) => Err(Verdict::Control),
-        // RFC 4303 §2.1: 0 is for local use, 1 to 255 are IANA's.
-        Some(spi) if spi < Spi::MIN => Err(Verdict::Drop(DropReason::ReservedSpi)),
-        Some(spi) => Ok(Classified {
-            spi,
-            udp,
-            at: at as u8,
-        }),
-    }
-}
-
-/// Step 5: whether the packet is one that its SA may receive, and looks at the window.
-#[inline(always)]
-fn check_one<'t>(
-    arena: &Arena<'_>,
-    packet: &PacketBuf,
-    its: &Classified,
-    sa: Option<&'t InboundSa>,
-) -> Result<(&'t InboundSa, Sealed, Job), DropReason> {
-    let sa = sa.ok_or(DropReason::UnknownSpi)?;
-    if sa.in_udp != its.udp {
-        return Err(DropReason::EncapMismatch);
-    }
-    if sa.usage.ended() {
-        return Err(DropReason::InboundLifetimeExpired);
-    }
-    let place = packet.data_range();
-    let esp = arena.get(place.clone()).and_then(Esp::parse);
-    let esp = esp.ok_or(DropReason::EspTruncated)?;
-    // Infer the number, look at the window.
-    match Sealed::check(sa, &esp, its.at, &place) {
-        Ok((sealed, job)) => Ok((sa, sealed, job)),
-        Err(reason) => {
-            sa.replays.fetch_add(1, Relaxed);
-            Err(reason)
-        }
+        let (key, end) = (&sa.key, self.packets.len());
+        self.sas.push(sa);
+        self.keys.push(Keyed { key, end });
     }
 }
 
 /// Steps 6 and 7 for all packets of a chunk that were opened, or not.
-fn finish(
-    tables: &Tables,
-    arena: &mut Arena<'_>,
-    chunk: &mut [PacketBuf],
-    outers: &OuterSides<'_>,
-    (arrival, opened, scribe): (&mut Arrival<'_>, Done, &Scribe),
-    report: &mut Report,
-) {
-    let (mut packets, mut begin) = (&mut arrival.packets[..], 0);
-    for Run { sa, end } in &arrival.runs {
-        let (these, others) = packets.split_at_mut(*end - begin);
-        let jobs = begin..*end;
-        (packets, begin) = (others, *end);
-        // 6: authenticate
-        let authentic = Authentic::of_run(sa, these, (opened, jobs), |at| {
-            let reason = DropReason::AuthenticationFailed;
-            decide(&mut chunk[usize::from(at)], Verdict::Drop(reason), report);
-        });
-        let run = (*sa, authentic, scribe);
-        finish_run(tables, arena, chunk, outers, run, report);
-    }
+struct Finish<'b, 'm, 'a, 't> {
+    tables: &'b Tables,
+    arena: &'b mut Arena<'m>,
+    chunk: &'b mut [PacketBuf],
+    outers: &'b OuterSides<'b>,
+    arrival: &'a mut Arrival<'t>,
+    opened: Done,
+    scribe: &'b Scribe,
+    report: &'b mut Report,
 }
 
-/// The same for one run of authentic packets.
-#[inline]
-fn finish_run(
-    tables: &Tables,
-    arena: &mut Arena<'_>,
-    chunk: &mut [PacketBuf],
-    outers: &OuterSides<'_>,
-    (sa, authentic, scribe): (&InboundSa, Authentic<'_, '_>, &Scribe),
-    report: &mut Report,
-) {
-    // 6: commit; 7: finish
-    let mut carried = Carried::default();
-    let mut last_let_in = (KeyV4::NONE, KeyV6::NONE);
-    let newest = authentic.commit(|at, accepted| {
-        let packet = &mut chunk[usize::from(at)];
-        let verdict = match accepted {
-            Ok(accepted) => {
-                let verdict = match open(&accepted, arena, packet, &mut last_let_in) {
-                    Ok(()) => Verdict::Forward,
+impl Work for Finish<'_, '_, '_, '_> {
+    #[inline(always)]
+    fn run(self) {
+        let Self {
+            tables,
+            arena,
+            chunk,
+            outers,
+            arrival,
+            opened,
+            scribe,
+            report,
+        } = self;
+        let (mut packets, mut begin) = (&mut arrival.packets[..], 0);
+        for (sa, Keyed { end, .. }) in arrival.sas.iter().zip(&arrival.keys) {
+            let (these, others) = packets.split_at_mut(*end - begin);
+            let jobs = begin..*end;
+            (packets, begin) = (others, *end);
+            // 6: authenticate
+            let authentic = Authentic::of_run(sa, these, (opened, jobs), |at| {
+                let reason = DropReason::AuthenticationFailed;
+                decide(&mut chunk[usize::from(at)], Verdict::Drop(reason), report);
+            });
+            // 6: commit
+            let unique = authentic.commit();
+            // 7: finish
+            let (mut carried, mut recent) = (Carried::default(), Recent::NONE);
+            for (at, accepted) in unique.packets() {
+                let packet = &mut chunk[usize::from(at)];
+                let verdict = match accepted {
+                    Ok(accepted) => {
+                        let opened = open(accepted, arena, packet, &mut recent);
+                        carried.add(packet, opened);
+                        opened.map_or_else(Verdict::Drop, |()| Verdict::Forward)
+                    }
                     Err(reason) => Verdict::Drop(reason),
                 };
-                carried.add(packet, verdict);
-                verdict
+                decide(packet, verdict, report);
             }
-            Err(reason) => Verdict::Drop(reason),
-        };
-        decide(packet, verdict, report);
-    });
-    if carried.packets > 0 {
-        sa.note_authentic(|event| report.raise(event));
-        // Only the newest packet tells where the peer is: an old one may come late from where it was.
-        if let Some(newest) = newest {
-            let packet = &chunk[usize::from(newest)];
-            note_origin(tables, sa, outers.of(packet), report);
+            if carried.packets > 0 {
+                sa.note_authentic(|event| report.raise(event));
+                // Only the newest packet tells where the peer is: an old one may come late from where it was.
+                if let Some(newest) = unique.newest() {
+                    let packet = &chunk[usize::from(newest)];
+                    note_origin(tables, sa, outers.of(packet), report);
+                }
+                carried.count((sa, scribe), report);
+            }
         }
-        carried.count((sa, scribe), report);
     }
 }
 
@@ -514,13 +491,23 @@ fn moved(
     moved
 }
 
+/// What the last packet of each family was that an SA has let in: runs of one flow are asked for once.
+struct Recent {
+    v4: Option<KeyV4>,
+    v6: Option<KeyV6>,
+}
+
+impl Recent {
+    const NONE: Self = Self { v4: None, v6: None };
+}
+
 /// Step 7: from decrypted payload to inner packet.
-#[inline]
+#[inline(always)]
 fn open(
-    accepted: &Accepted<'_>,
+    accepted: Accepted<'_>,
     arena: &mut Arena<'_>,
     packet: &mut PacketBuf,
-    last_let_in: &mut (KeyV4, KeyV6),
+    recent: &mut Recent,
 ) -> Result<(), DropReason> {
     let malformed = DropReason::DecryptedMalformed;
     let place = packet.data_range();
@@ -529,7 +516,7 @@ fn open(
     let decrypted = decrypted.ok_or(malformed)?; // cannot be: it was checked
     let opened = accepted.strip(decrypted)?;
     let inner = decrypted.get_mut(..opened.payload_bytes).ok_or(malformed)?;
-    let head = let_in(accepted.sa(), inner, last_let_in)?;
+    let head = let_in(accepted.sa(), inner, recent)?;
     if head.next_header != opened.next_header {
         return Err(malformed);
     }
@@ -539,35 +526,37 @@ fn open(
     Ok(())
 }
 
-/// Whether the SA's selectors let an inner packet in (RFC 4301 §5.2 step 4); for packets of one flow in a row, asked once.
-#[inline]
-fn let_in(
-    sa: &InboundSa,
-    inner: &[u8],
-    (last_v4, last_v6): &mut (KeyV4, KeyV6),
-) -> Result<Head, DropReason> {
-    let (head, let_in) = if let Some((key, head)) = KeyV4::parse(inner) {
-        if *last_v4 == key {
-            return Ok(head);
-        }
-        *last_v4 = key;
-        (head, sa.lets_in(&key))
-    } else if let Some((key, head)) = KeyV6::parse(inner) {
-        if *last_v6 == key {
-            return Ok(head);
-        }
-        *last_v6 = key;
-        (head, sa.selectors.let_in(&AnyEnds::of_v6(&key)))
-    } else {
-        let (head, ends) = look_closer(inner).ok_or(DropReason::DecryptedMalformed)?;
-        (head, sa.selectors.let_in(&ends))
+/// Whether the SA's selectors let an inner packet in (RFC 4301 §5.2 step 4).
+#[inline(always)]
+fn let_in(sa: &InboundSa, inner: &[u8], recent: &mut Recent) -> Result<Head, DropReason> {
+    let Some((key, head)) = KeyV4::parse(inner) else {
+        return let_other_in(sa, inner, recent);
     };
-    if let_in {
-        Ok(head)
-    } else {
-        (*last_v4, *last_v6) = (KeyV4::NONE, KeyV6::NONE);
-        Err(DropReason::SelectorMismatch)
+    if recent.v4 != Some(key) {
+        if !sa.lets_in(&key) {
+            return Err(DropReason::SelectorMismatch);
+        }
+        recent.v4 = Some(key);
     }
+    Ok(head)
+}
+
+/// The same for packets that are not plain IPv4.
+#[inline(never)]
+fn let_other_in(sa: &InboundSa, inner: &[u8], recent: &mut Recent) -> Result<Head, DropReason> {
+    let (key, (head, ends)) = match KeyV6::parse(inner) {
+        Some((key, head)) if recent.v6 == Some(key) => return Ok(head),
+        Some((key, head)) => (Some(key), (head, AnyEnds::of_v6(&key))),
+        None => (
+            None,
+            look_closer(inner).ok_or(DropReason::DecryptedMalformed)?,
+        ),
+    };
+    if !sa.selectors.let_in(&ends) {
+        return Err(DropReason::SelectorMismatch);
+    }
+    recent.v6 = key.or(recent.v6);
+    Ok(head)
 }
 
 #[cold]
@@ -577,13 +566,14 @@ fn look_closer(inner: &[u8]) -> Option<(Head, AnyEnds)> {
 }
 
 impl Carried {
-    #[inline]
-    fn add(&mut self, packet: &PacketBuf, verdict: Verdict) {
+    #[inline(always)]
+    fn add(&mut self, packet: &PacketBuf, opened: Result<(), DropReason>) {
         self.packets += 1;
-        if matches!(verdict, Verdict::Forward) {
-            self.bytes += packet.data_bytes() as u64;
+        match opened {
+            Ok(()) => self.bytes += packet.data_bytes() as u64,
+            Err(DropReason::DummyPacket) => self.dummies += 1,
+            Err(_) => {}
         }
-        self.dummies += u64::from(verdict == Verdict::Drop(DropReason::DummyPacket));
     }
 
     #[inline]

@@ -40,11 +40,13 @@
 //! all it gains is that its packets in this slot are refused. The head's upper bits follow from `near` in the same way.
 
 use crate::{
-    aead::prefetch,
+    aead::{prefetch, set_of},
     atomic::{AtomicU64, Ordering, Relaxed},
 };
 use esplane_api::{DropReason, WindowSize};
 
+/// Packets of one run, at most.
+pub const RUN_MAX: usize = 64;
 /// Numbers of a block.
 const BLOCK_BITS: u64 = 32;
 /// Blocks that the head goes before `near` follows: seldom, and far below what 32 bits can tell apart.
@@ -65,6 +67,30 @@ pub struct ReplayWindow {
     floor: u64,
     window_packets: u32,
     slots: Box<[AtomicU64]>,
+}
+
+/// What became of a run's numbers.
+#[derive(Clone, Copy, Debug)]
+pub struct Committed {
+    taken: u64,
+    too_old: u64,
+    /// The packet with the highest number so far, if one of them has it.
+    pub newest: Option<usize>,
+}
+
+impl Committed {
+    /// Whether a packet's number is taken.
+    #[inline]
+    pub fn of(&self, packet: usize) -> Result<(), DropReason> {
+        let is_in = |set: u64| packet < RUN_MAX && set >> packet & 1 == 1;
+        if is_in(self.taken) {
+            Ok(())
+        } else if packet >= RUN_MAX || is_in(self.too_old) {
+            Err(DropReason::ReplayTooOld)
+        } else {
+            Err(DropReason::ReplayDuplicate)
+        }
+    }
 }
 
 /// What a word had and now has for one block.
@@ -125,21 +151,11 @@ impl ReplayWindow {
 
     /// Before authentication: whether a packet with this number can still be accepted. Changes
     /// nothing, so a forged packet leaves no trace.
-    #[inline]
     pub fn check(&self, number: u64) -> Result<(), DropReason> {
-        self.check_below(self.head(), number)
-    }
-
-    /// The same, by a head that was read already.
-    #[inline]
-    pub fn check_below(&self, head: u64, number: u64) -> Result<(), DropReason> {
+        let head = self.head();
         if number > head {
-            return Ok(()); // as nearly always: nothing so high has come
+            return Ok(());
         }
-        self.check_behind(head, number)
-    }
-
-    fn check_behind(&self, head: u64, number: u64) -> Result<(), DropReason> {
         if number < self.oldest(head) {
             return Err(DropReason::ReplayTooOld);
         }
@@ -159,72 +175,104 @@ impl ReplayWindow {
     /// After authentication: takes the number, once. `true` if it is the highest so far.
     #[inline]
     pub fn commit(&self, number: u64) -> Result<bool, DropReason> {
-        let mut taken = Err(DropReason::ReplayTooOld);
-        let number = [number];
-        let newest = self.commit_run(&number, |number| *number, |_, result| taken = result);
-        let newest = newest.is_some();
-        taken.map(|()| newest)
+        let committed = self.commit_run(&[number], |number| *number);
+        committed.of(0).map(|()| committed.newest == Some(0))
     }
 
-    /// The same for a run of packets, as if one after the other: tells for each whether its `number` is taken.
-    /// Answers which one has the highest so far, if one of them has.
+    /// The same for a run of up to [`RUN_MAX`] packets, as if one after the other; none is taken of those beyond.
     ///
     /// Numbers in a row share a block, and so one compare-and-swap.
     #[inline]
-    pub fn commit_run<'p, P>(
-        &self,
-        packets: &'p [P],
-        number: impl Fn(&P) -> u64,
-        mut tell: impl FnMut(&P, Result<(), DropReason>),
-    ) -> Option<&'p P> {
-        let (mut head, mut newest) = (self.head(), None);
-        let mut rest = packets;
-        while let Some(first) = rest.first() {
+    pub fn commit_run<P>(&self, packets: &[P], number: impl Fn(&P) -> u64) -> Committed {
+        match packets {
+            [only] if self.take_next(number(only)) => Committed {
+                taken: 1,
+                too_old: 0,
+                newest: Some(0),
+            },
+            _ => self.commit_several(packets, number),
+        }
+    }
+
+    /// Takes a number above all others, as nearly every packet's is; `false`, and nothing changed, if it is none.
+    #[inline]
+    fn take_next(&self, number: u64) -> bool {
+        let (block, bit) = place(number);
+        let mut newest = self.newest.load(Ordering::Acquire);
+        loop {
+            let ahead = block.wrapping_sub(block_of(newest)) as i32;
+            let held = if ahead > 0 { 0 } else { newest as u32 };
+            if ahead < 0 || held >= bit {
+                return false;
+            }
+            match self.replace(newest, number / BLOCK_BITS, held | bit) {
+                Ok(()) => return true,
+                Err(newer) => newest = newer,
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn commit_several<P>(&self, packets: &[P], number: impl Fn(&P) -> u64) -> Committed {
+        let packets = packets.get(..RUN_MAX).unwrap_or(packets);
+        let (mut head, mut newest) = (self.head(), (0..0, true));
+        let (mut taken, mut too_old) = (0, 0);
+        let mut begin = 0;
+        while let Some(first) = packets.get(begin) {
             let block = number(first) / BLOCK_BITS;
             // A window is no smaller than a block, so none of a block's numbers makes another of them too old.
             let oldest = self.oldest(head);
-            let (mut wanted, mut count, mut clean) = (0, 0, true);
-            let mut highest = (0, None);
-            for packet in rest {
+            let open = if block * BLOCK_BITS >= oldest {
+                u32::MAX // as nearly always
+            } else {
+                open_bits(block, oldest)
+            };
+            let (mut wanted, mut twice, mut end) = (0, 0, begin);
+            for packet in &packets[begin..] {
                 let number = number(packet);
                 if number / BLOCK_BITS != block {
                     break;
                 }
                 let bit = place(number).1;
-                clean &= number >= oldest && wanted & bit == 0;
-                wanted |= if number >= oldest { bit } else { 0 };
-                if number > highest.0 {
-                    highest = (number, Some(packet));
-                }
-                count += 1;
+                twice |= wanted & bit;
+                wanted |= bit;
+                end += 1;
             }
-            let (of_block, others) = rest.split_at(count);
-            rest = others;
-            let taken = self.take(block, wanted);
-            if let Ok(taken) = &taken {
+            let before = self.take(block, wanted & open);
+            if let Ok(taken) = &before {
                 head = head.max(taken.head);
             }
-            let mut fresh = taken.map(|taken| taken.fresh);
-            // As nearly always all of them are taken, and need no further look.
-            let all = clean && fresh == Ok(wanted);
-            if all && highest.0 > head {
-                (head, newest) = highest;
+            let mut fresh = before.map(|taken| taken.fresh);
+            if let Ok(fresh) = fresh
+                && fresh != 0
+                && highest(block, fresh) > head
+            {
+                (head, newest) = (highest(block, fresh), (begin..end, twice == 0));
             }
-            for packet in of_block {
-                let taken = if all {
-                    Ok(())
-                } else {
-                    let number = number(packet);
-                    let taken = one_of(number, oldest, &mut fresh);
-                    if taken.is_ok() && number > head {
-                        (head, newest) = (number, Some(packet));
+            if twice == 0 && fresh == Ok(wanted) {
+                // As nearly always all of them are taken, and need no further look.
+                taken |= set_of(begin..end);
+            } else {
+                for (at, packet) in packets.iter().enumerate().take(end).skip(begin) {
+                    match one_of(number(packet), oldest, &mut fresh) {
+                        Ok(()) => taken |= 1 << at,
+                        Err(DropReason::ReplayDuplicate) => {}
+                        Err(_) => too_old |= 1 << at,
                     }
-                    taken
-                };
-                tell(packet, taken);
+                }
             }
+            begin = end;
         }
-        newest
+        let is_newest = |at: &usize| number(&packets[*at]) == head;
+        let newest = match newest {
+            (mut of_block, true) => of_block.rfind(is_newest),
+            (mut of_block, false) => of_block.find(is_newest), // of several copies the first was taken
+        };
+        Committed {
+            taken,
+            too_old,
+            newest,
+        }
     }
 
     /// Sets these bits of a block.
@@ -242,24 +290,28 @@ impl ReplayWindow {
             if fresh == 0 {
                 return Ok(Taken { fresh, head });
             }
-            if ahead > 0 {
-                let _displaced = self.add_to_slot(block_of(newest), newest as u32);
-            }
-            let ours = word(block as u32, held | wanted);
-            let (release, acquire) = (Ordering::Release, Ordering::Acquire);
-            match self
-                .newest
-                .compare_exchange_weak(newest, ours, release, acquire)
-            {
-                Ok(_) => {
-                    if block > self.near.load(Relaxed) + NEAR_BLOCKS {
-                        self.near.fetch_max(block, Relaxed);
-                    }
-                    return Ok(Taken { fresh, head });
-                }
+            match self.replace(newest, block, held | wanted) {
+                Ok(()) => return Ok(Taken { fresh, head }),
                 Err(newer) => newest = newer,
             }
         }
+    }
+
+    /// Puts this block and its bits in the place of `newest`, which holds it or an older one; or answers what is there by now.
+    #[inline]
+    fn replace(&self, newest: u64, block: u64, bits: u32) -> Result<(), u64> {
+        let moves_on = block_of(newest) != block as u32;
+        if moves_on {
+            let _displaced = self.add_to_slot(block_of(newest), newest as u32);
+        }
+        let (release, acquire) = (Ordering::Release, Ordering::Acquire);
+        let ours = word(block as u32, bits);
+        self.newest
+            .compare_exchange_weak(newest, ours, release, acquire)?;
+        if moves_on && block > self.near.load(Relaxed) + NEAR_BLOCKS {
+            self.near.fetch_max(block, Relaxed);
+        }
+        Ok(())
     }
 
     /// The same for a block that is no longer the newest.
@@ -314,6 +366,13 @@ fn one_of(number: u64, oldest: u64, fresh: &mut Result<u32, DropReason>) -> Resu
             Ok(())
         }
     }
+}
+
+/// Which numbers of a block are no lower than `oldest`, which is above its first.
+#[cold]
+fn open_bits(block: u64, oldest: u64) -> u32 {
+    let closed = (oldest - block * BLOCK_BITS).min(BLOCK_BITS);
+    u32::MAX.checked_shl(closed as u32).unwrap_or(0)
 }
 
 /// Which numbers of `block` have come, by what its slot holds: none if that is an older block.

@@ -163,6 +163,12 @@ impl InboundSa {
         }
     }
 
+    /// Notes a packet that the window refuses.
+    #[cold]
+    pub fn note_replay(&self) {
+        self.replays.fetch_add(1, Relaxed);
+    }
+
     /// Notes an authentic packet; the first one is told through `raise`, which answers whether it
     /// could be told.
     pub fn note_authentic(&self, raise: impl FnOnce(SaEvent) -> bool) {

@@ -118,20 +118,43 @@ impl SequenceCounter {
     }
 }
 
-/// The 64-bit number that a packet with these low 32 bits has, given the highest number
-/// authenticated so far (RFC 4303 Appendix A2.2).
-///
-/// It is the one number with these low bits in the 2^32 that begin at the lower edge of the window,
-/// so both of the appendix's cases are one subtraction. `None` where that number lies before zero.
-pub fn infer(head: u64, window_packets: u32, low: u32) -> Option<u64> {
-    let bottom = head.wrapping_sub(u64::from(window_packets) - 1);
-    let number = bottom.wrapping_add(u64::from(low.wrapping_sub(bottom as u32)));
-    (number <= Esn::On.last_sequence()).then_some(number)
+/// What a packet's number is, of which it carries the low 32 bits.
+#[derive(Clone, Copy, Debug)]
+pub struct Inference {
+    bottom: u64,
+}
+
+impl Inference {
+    /// Given the highest number authenticated so far (RFC 4303 Appendix A2.2).
+    ///
+    /// With extended numbers it is the one number with these low bits in the 2^32 that begin at the lower edge of the window,
+    /// so both of the appendix's cases are one subtraction; without, in those that begin at 0.
+    #[inline]
+    pub fn new(esn: Esn, head: u64, window_packets: u32) -> Self {
+        let bottom = match esn {
+            Esn::On => head.wrapping_sub(u64::from(window_packets) - 1),
+            Esn::Off => 0,
+        };
+        Self { bottom }
+    }
+
+    /// The whole number. `None` where it lies before zero.
+    #[inline]
+    pub fn number(self, low: u32) -> Option<u64> {
+        let beyond = low.wrapping_sub(self.bottom as u32);
+        let number = self.bottom.wrapping_add(u64::from(beyond));
+        (number <= Esn::On.last_sequence()).then_some(number)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn infer(head: u64, window_packets: u32, low: u32) -> Option<u64> {
+        Inference::new(Esn::On, head, window_packets).number(low)
+    }
+
     use std::{collections::HashSet, sync::Mutex, thread};
 
     fn start(first: u64, reserved_until: Option<u64>) -> SequenceStart {

@@ -12,13 +12,10 @@ use loom::{sync::Arc, thread};
 
 /// The numbers of `run` that the window takes.
 fn taken(window: &ReplayWindow, run: &[u64]) -> Vec<u64> {
-    let mut taken = Vec::new();
-    window.commit_run(run, itself, |number, result| {
-        if result.is_ok() {
-            taken.push(*number);
-        }
-    });
-    taken
+    let committed = window.commit_run(run, itself);
+    let numbers = run.iter().enumerate();
+    let taken = numbers.filter(|(at, _)| committed.of(*at).is_ok());
+    taken.map(|(_, number)| *number).collect()
 }
 
 fn itself(number: &u64) -> u64 {
@@ -89,10 +86,10 @@ fn the_highest_number_is_newest_once() {
         let window = Arc::new(window(64));
         let other = {
             let window = window.clone();
-            thread::spawn(move || window.commit_run(&[3, 9], itself, |_, _| {}).copied())
+            thread::spawn(move || window.commit_run(&[3, 9], itself).newest)
         };
-        let mine = window.commit_run(&[9, 4], itself, |_, _| {});
-        let newest = [mine == Some(&9), other.join().unwrap() == Some(9)];
+        let mine = window.commit_run(&[9, 4], itself).newest;
+        let newest = [mine == Some(0), other.join().unwrap() == Some(1)];
         assert_eq!(newest.iter().filter(|newest| **newest).count(), 1);
     });
 }

@@ -134,11 +134,15 @@ impl Done {
     }
 }
 
-/// A bit for each of up to 64 in a row.
+/// A bit for each of some in a row, of 64.
 #[inline]
-fn set_of(jobs: Range<usize>) -> u64 {
-    let below = |end: usize| 1_u64.checked_shl(end as u32).unwrap_or(0).wrapping_sub(1);
-    below(jobs.end) & !below(jobs.start)
+pub(crate) fn set_of(jobs: Range<usize>) -> u64 {
+    let (count, shift) = (jobs.len().min(64), (jobs.start % 64) as u32);
+    let ones = match count {
+        0 => 0,
+        _ => u64::MAX >> (64 - count),
+    };
+    ones << shift
 }
 
 /// The implementation chosen at start. Small and copied freely; holds no key.

@@ -2,34 +2,56 @@
 //! make, so none can be left out:
 //!
 //! ```text
-//!   Esp ──check──▶ Sealed ──authenticate──▶ Authentic ──commit──▶ Accepted ──strip──▶ Opened
-//!        window:           ICV                          window:            padding,
-//!        look only                                      take the number    next header
+//!   Gate ──check──▶ Sealed ──authenticate──▶ Authentic ──commit──▶ Unique ──▶ Accepted ──strip──▶ Opened
+//!         window:           ICV                          window:   each that is           padding,
+//!         look only                                      take the numbers                 next header
 //! ```
 
 use crate::{
     Arena,
     aead::{Aead, Done, ICV_BYTES, Job, Keyed},
+    replay::Committed,
     sad::InboundSa,
-    sequence::infer,
+    sequence::Inference,
     wire::{
-        Esp,
         esp::{BEFORE_PAYLOAD_BYTES, TRAILER_BYTES},
         protocol,
     },
 };
 use esplane_api::{DropReason, Esn};
-use std::{ops::Range, sync::atomic::Ordering::Relaxed};
+use std::ops::Range;
 
 /// High halves tried beyond the inferred one when an SA may be out of step.
 const HIGH_HALVES_TRIED: u64 = 4;
 
-/// Padding that is compared in one piece: more than a sender needs.
-const PADDING_USUAL: [u8; 6] = [1, 2, 3, 4, 5, 6];
-const PADDING_USUAL_WORD: u64 = {
-    let [a, b, c, d, e, f] = PADDING_USUAL;
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+/// Padding that is compared in one piece, at most: more than a sender needs.
+const PADDING_USUAL: usize = 6;
+/// By its length: padding as it lies in the last eight bytes, and which of their bits it takes.
+const PADDINGS: [(u64, u64); PADDING_USUAL + 1] = {
+    let mut all = [(0, 0); PADDING_USUAL + 1];
+    let mut length = 1;
+    while length <= PADDING_USUAL {
+        let (mut padding, mut bits, mut byte) = (0, 0, 1);
+        while byte <= length {
+            let shift = 8 * (PADDING_USUAL - length + byte - 1);
+            padding |= (byte as u64) << shift; // RFC 4303 §2.4: 1, 2, 3, …
+            bits |= 0xff << shift;
+            byte += 1;
+        }
+        all[length] = (padding, bits);
+        length += 1;
+    }
+    all
 };
+
+/// Decides over packets of one SA before they are opened. What that takes is read once for some in a row.
+pub struct Gate<'t> {
+    sa: &'t InboundSa,
+    head: u64,
+    inference: Inference,
+    in_udp: bool,
+    ended: bool,
+}
 
 /// A packet whose number could be accepted, if it is authentic.
 #[derive(Clone, Copy)]
@@ -43,6 +65,13 @@ pub struct Sealed {
 pub struct Authentic<'t, 's> {
     sa: &'t InboundSa,
     packets: &'s [Sealed],
+}
+
+/// Such packets, each of which now comes for the first time, or does not.
+pub struct Unique<'t, 's> {
+    sa: &'t InboundSa,
+    packets: &'s [Sealed],
+    committed: Committed,
 }
 
 /// An authentic packet whose number is taken.
@@ -59,34 +88,69 @@ pub struct Opened {
     pub payload_bytes: usize,
 }
 
-impl Sealed {
-    /// Looks at the window and answers what the AEAD is to do. The ESP packet is number `at` of its chunk, and lies at `place`
-    /// in the arena.
+impl<'t> Gate<'t> {
+    /// As the SA is at this moment.
+    #[inline]
+    pub fn of(sa: &'t InboundSa) -> Self {
+        let head = sa.window.head();
+        Self {
+            sa,
+            head,
+            inference: Inference::new(sa.esn, head, sa.window.window_packets()),
+            in_udp: sa.in_udp,
+            ended: sa.usage.ended(),
+        }
+    }
+
+    /// The SA.
+    #[inline]
+    pub fn sa(&self) -> &'t InboundSa {
+        self.sa
+    }
+
+    /// Whether the SA takes packets at all, in UDP or not.
+    #[inline]
+    pub fn admits(&self, udp: bool) -> Result<(), DropReason> {
+        if self.in_udp != udp {
+            return Err(DropReason::EncapMismatch);
+        }
+        if self.ended {
+            return Err(DropReason::InboundLifetimeExpired);
+        }
+        Ok(())
+    }
+
+    /// Infers the number, looks at the window, and answers what the AEAD is to do. The ESP packet is number `at` of its chunk,
+    /// has the low half `low` of its number, and lies, long enough, at `place` in the arena.
     #[inline(always)]
     pub fn check(
-        sa: &InboundSa,
-        esp: &Esp<'_>,
+        &self,
+        low: u32,
         at: u8,
         place: &Range<usize>,
-    ) -> Result<(Self, Job), DropReason> {
-        let low = esp.sequence_low();
-        let head = sa.window.head();
-        let number = match sa.esn {
-            Esn::Off => u64::from(low),
-            Esn::On => {
-                infer(head, sa.window.window_packets(), low).ok_or(DropReason::ReplayTooOld)?
-            }
+    ) -> Result<(Sealed, Job), DropReason> {
+        let number = match self.inference.number(low) {
+            Some(number) if number > self.head => number, // as nearly always: nothing so high has come
+            other => self.check_closely(other)?,
         };
-        sa.window.check_below(head, number)?;
         let job = Job {
             start: (place.start + BEFORE_PAYLOAD_BYTES) as u32,
-            bytes: esp.encrypted_bytes() as u32,
+            bytes: (place.len() - BEFORE_PAYLOAD_BYTES - ICV_BYTES) as u32,
             high: (number >> 32) as u32,
             more: 0,
         };
-        Ok((Self { number, at }, job))
+        Ok((Sealed { number, at }, job))
     }
 
+    #[inline(never)]
+    fn check_closely(&self, number: Option<u64>) -> Result<u64, DropReason> {
+        let number = number.ok_or(DropReason::ReplayTooOld);
+        let seen = number.and_then(|number| self.sa.window.check(number).map(|()| number));
+        seen.inspect_err(|_| self.sa.note_replay())
+    }
+}
+
+impl Sealed {
     /// Asks for what taking its number needs.
     #[inline]
     pub fn prefetch(&self, sa: &InboundSa) {
@@ -148,19 +212,34 @@ impl<'t, 's> Authentic<'t, 's> {
         }
     }
 
-    /// Takes the numbers, each unless another copy of its packet was faster. Tells so for each packet of the chunk, and
-    /// answers which one is the newest so far, if one is.
+    /// Takes the numbers, each unless another copy of its packet was faster.
     #[inline]
-    pub fn commit(self, mut tell: impl FnMut(u8, Result<Accepted<'t>, DropReason>)) -> Option<u8> {
+    pub fn commit(self) -> Unique<'t, 's> {
         let Self { sa, packets } = self;
-        let number = |packet: &Sealed| packet.number;
-        let newest = sa.window.commit_run(packets, number, |packet, taken| {
-            if taken.is_err() {
-                sa.replays.fetch_add(1, Relaxed);
-            }
-            tell(packet.at, taken.map(|()| Accepted { sa }));
-        });
-        newest.map(|packet| packet.at)
+        let committed = sa.window.commit_run(packets, |packet| packet.number);
+        Unique {
+            sa,
+            packets,
+            committed,
+        }
+    }
+}
+
+impl<'t, 's> Unique<'t, 's> {
+    /// Each packet's place in the chunk, and whether its number was taken for it.
+    #[inline]
+    pub fn packets(&self) -> impl Iterator<Item = (u8, Result<Accepted<'t>, DropReason>)> {
+        let Self { sa, committed, .. } = *self;
+        self.packets.iter().enumerate().map(move |(index, packet)| {
+            let taken = committed.of(index).map(|()| Accepted { sa });
+            (packet.at, taken.inspect_err(|_| sa.note_replay()))
+        })
+    }
+
+    /// The place of the newest packet so far, if it is one of them.
+    #[inline]
+    pub fn newest(&self) -> Option<u8> {
+        Some(self.packets.get(self.committed.newest?)?.at)
     }
 }
 
@@ -195,20 +274,24 @@ impl<'t> Accepted<'t> {
     /// Finds padding and trailer of what was decrypted.
     #[inline]
     pub fn strip(&self, decrypted: &[u8]) -> Result<Opened, DropReason> {
-        let (padding_bytes, next_header) = match decrypted.last_chunk::<8>() {
-            Some(last) if usize::from(last[6]) <= PADDING_USUAL.len() => {
-                // RFC 4303 §2.4: the receiver SHOULD inspect the padding 1, 2, 3, …
-                let bits = 8 * u32::from(last[6]);
-                let (got, usual) = (
-                    u64::from_be_bytes(*last) >> 16,
-                    PADDING_USUAL_WORD >> (48 - bits),
-                );
-                if got & !(u64::MAX << bits) != usual {
+        let last = decrypted.last_chunk().copied().map(u64::from_le_bytes);
+        let usual = last.and_then(|last| {
+            let padding_bytes = (last >> 48) as u8;
+            Some((
+                last,
+                padding_bytes,
+                PADDINGS.get(usize::from(padding_bytes))?,
+            ))
+        });
+        let (padding_bytes, next_header) = match usual {
+            Some((last, padding_bytes, (padding, bits))) => {
+                // RFC 4303 §2.4: the receiver SHOULD inspect the padding
+                if (last ^ padding) & bits != 0 {
                     return Err(DropReason::BadPadding);
                 }
-                (usize::from(last[6]), last[7])
+                (padding_bytes.into(), (last >> 56) as u8)
             }
-            _ => long_padding(decrypted).ok_or(DropReason::BadPadding)?,
+            None => long_padding(decrypted).ok_or(DropReason::BadPadding)?,
         };
         match next_header {
             protocol::IPV4 | protocol::IPV6 => Ok(Opened {

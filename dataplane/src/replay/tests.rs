@@ -129,6 +129,20 @@ fn a_jump_of_several_high_halves_leaves_nothing_behind() {
 }
 
 #[test]
+fn of_a_run_without_end_the_first_are_taken() {
+    let w = window(4096);
+    let numbers: Vec<u64> = (1..=RUN_MAX as u64 + 9).collect();
+    let committed = w.commit_run(&numbers, |number| *number);
+    let taken = (0..numbers.len()).filter(|at| committed.of(*at).is_ok());
+    assert_eq!(taken.count(), RUN_MAX);
+    assert_eq!(
+        (w.head(), committed.newest),
+        (RUN_MAX as u64, Some(RUN_MAX - 1))
+    );
+    assert_eq!(receive(&w, RUN_MAX as u64 + 1), Ok(true));
+}
+
+#[test]
 fn a_check_changes_nothing() {
     let w = window(64);
     receive(&w, 100).unwrap();
@@ -178,11 +192,12 @@ fn many_workers_take_overlapping_runs_exactly_once() {
                 while first <= NUMBERS {
                     let run: Vec<u64> = (first..=NUMBERS.min(first + 63)).collect();
                     let number = |number: &u64| *number;
-                    w.commit_run(&run, number, |number, taken| {
-                        if taken.is_ok() {
+                    let committed = w.commit_run(&run, number);
+                    for (at, number) in run.iter().enumerate() {
+                        if committed.of(at).is_ok() {
                             accepted[*number as usize].fetch_add(1, Relaxed);
                         }
-                    });
+                    }
                     first += 17 + worker;
                 }
             });
@@ -290,15 +305,11 @@ proptest! {
                 })
                 .collect();
             let expected: Vec<_> = numbers.iter().map(|number| one_by_one.commit(*number)).collect();
-            let mut told = Vec::new();
-            let places: Vec<usize> = (0..numbers.len()).collect();
-            let newest = at_once.commit_run(&places, |at| numbers[*at], |at, taken| {
-                assert_eq!(*at, told.len());
-                told.push(taken);
-            });
+            let committed = at_once.commit_run(&numbers, |number| *number);
             let last_newest = expected.iter().rposition(|result| *result == Ok(true));
-            prop_assert_eq!(newest.copied(), last_newest);
+            prop_assert_eq!(committed.newest, last_newest);
             let expected: Vec<_> = expected.into_iter().map(|result| result.map(|_| ())).collect();
+            let told: Vec<_> = (0..numbers.len()).map(|at| committed.of(at)).collect();
             prop_assert_eq!(told, expected, "{:?}", numbers);
             prop_assert_eq!(at_once.head(), one_by_one.head());
         }

@@ -40,7 +40,15 @@ impl<'a> Esp<'a> {
         })
     }
 
+    /// The SPI.
+    #[inline]
+    pub fn spi(&self) -> u32 {
+        let [a, b, c, d, ..] = *self.fixed;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// The low 32 bits of the sequence number.
+    #[inline]
     pub fn sequence_low(&self) -> u32 {
         let [_, _, _, _, a, b, c, d, ..] = *self.fixed;
         u32::from_be_bytes([a, b, c, d])
