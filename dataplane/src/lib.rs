@@ -68,25 +68,27 @@
 //! | step | out | in |
 //! |---|---|---|
 //! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 30 | 30 |
-//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 32 | 47 |
-//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0), outer IP and UDP header | 36 | 23 |
-//! | all | 98 | 99 |
+//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 32 | 40 |
+//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0), outer IP and UDP header | 35 | 16 |
+//! | all | 97 | 86 |
 //!
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters. Locked
 //! instructions of a run are one outbound and one inbound (two more for each further 32 numbers), and two more where another worker
 //! counts without a lock (`usage.rs`). Packets of several SAs in turn pay it each, and for memory: nine cache lines inbound (SPI, two
-//! of the SA's record, window, five of the key), a dozen outbound. Against that, the packets of one SA are one run wherever they stand among the 64 that go through the steps
-//! together, and records, counters and keys are asked for before they are needed.
+//! of the SA's record, window, five of the key; one more where a window moves on by 32 numbers), a dozen outbound. Against that, the
+//! packets of one SA are one run wherever they stand among the 64 that go through the steps together, and records, counters and keys
+//! are asked for before they are needed. What remains is instructions: with everything in the cache, 64 SAs in turn cost nearly as
+//! much as 10,000. Locked instructions are not gathered: between other work, most of their time is hidden.
 //!
 //! | SAs in turn, 64 bytes | out | in |
 //! |---|---|---|
-//! | 1 | 98 | 99 |
-//! | 10 | 142 | 143 |
-//! | 1,000 | 210 | 267 |
-//! | 10,000 | 202 | 269 |
-//! | 100,000 | 298 | 433 |
+//! | 1 | 97 | 86 |
+//! | 10 | 132 | 128 |
+//! | 1,000 | 184 | 196 |
+//! | 10,000 | 181 | 198 |
+//! | 100,000 | 231 | 242 |
 //!
-//! (`esplane bench`, minima of windows of 64 packets. Beyond 10,000 medians are much higher, 847 and 747 at 100,000: a minimum is a
+//! (`esplane bench`, minima of windows of 64 packets. Beyond 10,000 medians are much higher, 420 and 570 at 100,000: a minimum is a
 //! window whose records were in a nearer cache.)
 //!
 //! # Where we deviate, and why
