@@ -404,7 +404,8 @@ impl Work for Finish<'_, '_, '_, '_> {
             // 6: commit
             let unique = authentic.commit();
             // 7: finish
-            let (mut carried, mut recent) = (Carried::default(), Recent::NONE);
+            let mut carried = Carried::default();
+            let mut recent = Recent { v4: None, v6: None };
             for (at, accepted) in unique.packets() {
                 let packet = &mut chunk[usize::from(at)];
                 let verdict = match accepted {
@@ -495,10 +496,6 @@ fn moved(
 struct Recent {
     v4: Option<KeyV4>,
     v6: Option<KeyV6>,
-}
-
-impl Recent {
-    const NONE: Self = Self { v4: None, v6: None };
 }
 
 /// Step 7: from decrypted payload to inner packet.
