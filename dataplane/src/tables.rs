@@ -7,6 +7,7 @@
 //!                     checks, then changes a copy     ├─ tunnels  tunnel → sender (SA, outer header)
 //!                     publishes it as a whole         └─ Sad      SPI → inbound SA
 //!                     keys.rs: how far keys had come
+//!                     carried.rs: what tunnels have carried
 //!                     places.rs: tunnels by slot
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! SAs, which all snapshots share. So a worker with an old snapshot and one with a new one still
 //! take numbers from the same counter.
 
+mod carried;
 mod error;
 mod keys;
 mod places;

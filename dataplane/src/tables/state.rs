@@ -7,6 +7,7 @@
 
 use super::{
     CommandProblem, OuterHeaders, Sender, Settings, Tunnel,
+    carried::Carried,
     keys::{KeyDigest, KeyMemory},
 };
 use crate::{
@@ -26,7 +27,7 @@ use rpds::{RedBlackTreeMapSync as Map, StackSync as Stack};
 use std::{
     collections::{BTreeSet, HashMap},
     net::SocketAddr,
-    sync::{Arc, atomic::Ordering::Relaxed},
+    sync::Arc,
 };
 
 /// Everything installed. A clone shares all of it.
@@ -61,26 +62,6 @@ pub(super) struct Defined {
     pub inbound: Vec<Spi>,
     /// What SAs that are gone have carried.
     past: Carried,
-}
-
-/// Packets with payload in both directions, and dummies that came. Summed up over SAs: no packet counts for its tunnel.
-#[derive(Clone, Copy, Default)]
-struct Carried {
-    sent: u64,
-    received: u64,
-    received_dummies: u64,
-}
-
-impl Carried {
-    fn add_outbound(&mut self, sa: &OutboundSa) {
-        self.sent += sa.usage.packets().saturating_sub(sa.dummies.load(Relaxed));
-    }
-
-    fn add_inbound(&mut self, sa: &InboundSa) {
-        let dummies = sa.dummies.load(Relaxed);
-        self.received += sa.usage.packets().saturating_sub(dummies);
-        self.received_dummies += dummies;
-    }
 }
 
 #[derive(Clone)]
@@ -394,12 +375,7 @@ impl State {
         {
             all.add_inbound(&inbound.sa);
         }
-        TunnelActivity {
-            tunnel: tunnel.params.id,
-            sent_data_packets: all.sent,
-            received_data_packets: all.received,
-            received_packets: all.received + all.received_dummies,
-        }
+        all.activity_of(tunnel.params.id)
     }
 
     fn move_endpoint(
