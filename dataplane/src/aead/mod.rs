@@ -24,8 +24,7 @@
 //! |---|---|
 //! | `choice.rs` | which implementation |
 //! | `x86/` | AES-GCM with the instructions of x86-64: `avx512`, `vaes256`, `aesni` |
-//! | `portable.rs` | AES-GCM over the `aes-gcm` crate: every CPU, and the oracle in tests |
-//! | `chacha.rs` | ChaCha20-Poly1305 over the `chacha20poly1305` crate |
+//! | `portable.rs` | all suites over crates, a packet at a time: every CPU, and the oracle in tests |
 //! | `prefetch.rs` | keys and records, asked for before they are needed |
 //! | `newer.rs` | safe code elsewhere, compiled for newer CPUs |
 //!
@@ -33,7 +32,6 @@
 //! `Expanded`. It sees ranges of one arena and nothing else. The
 //! tests beside this file then hold it to the published vectors and to the portable one.
 
-mod chacha;
 mod choice;
 mod newer;
 mod portable;
@@ -173,53 +171,33 @@ fn crypt<const SEAL: bool>(arena: &mut Arena<'_>, keys: &[Keyed<'_>], jobs: &[Jo
         let end = run.last().map_or(0, |last| last.end);
         let at_end = end.clamp(begin, jobs.len());
         let at = begin..at_end;
-        done.0 |=
-            match &key.expanded {
-                #[cfg(target_arch = "x86_64")]
-                Expanded::Avx512(key) => x86::Run::new(arena, run, jobs, at).crypt::<4, SEAL>(key),
-                #[cfg(target_arch = "x86_64")]
-                Expanded::Vaes256(key) => x86::Run::new(arena, run, jobs, at).crypt::<2, SEAL>(key),
-                #[cfg(target_arch = "x86_64")]
-                Expanded::AesNi(key) => x86::Run::new(arena, run, jobs, at).crypt::<1, SEAL>(key),
-                Expanded::Portable(expanded) => each(
-                    arena,
-                    key,
-                    jobs,
-                    at,
-                    |nonce, aad, payload, icv| match SEAL {
-                        true => expanded.seal(nonce, aad, payload, icv),
-                        false => expanded.open(nonce, aad, payload, icv),
-                    },
-                ),
-                Expanded::ChaCha(expanded) => each(
-                    arena,
-                    key,
-                    jobs,
-                    at,
-                    |nonce, aad, payload, icv| match SEAL {
-                        true => expanded.seal(nonce, aad, payload, icv),
-                        false => expanded.open(nonce, aad, payload, icv),
-                    },
-                ),
-            };
+        done.0 |= match &key.expanded {
+            #[cfg(target_arch = "x86_64")]
+            Expanded::Avx512(key) => x86::Run::new(arena, run, jobs, at).crypt::<4, SEAL>(key),
+            #[cfg(target_arch = "x86_64")]
+            Expanded::Vaes256(key) => x86::Run::new(arena, run, jobs, at).crypt::<2, SEAL>(key),
+            #[cfg(target_arch = "x86_64")]
+            Expanded::AesNi(key) => x86::Run::new(arena, run, jobs, at).crypt::<1, SEAL>(key),
+            Expanded::Portable(portable) => each::<SEAL>(arena, key, portable, jobs, at),
+        };
         (rest, begin) = (others, at_end);
     }
     done
 }
 
 /// Works through jobs one at a time.
-fn each(
+fn each<const SEAL: bool>(
     arena: &mut Arena<'_>,
     key: &AeadKey,
+    portable: &portable::Key,
     jobs: &[Job],
     at: Range<usize>,
-    crypt: impl Fn(&[u8; NONCE_BYTES], &[u8], &mut [u8], &mut [u8; ICV_BYTES]) -> bool,
 ) -> u64 {
     let mut done = Done::default();
     for index in at {
         if let Some((header, payload, icv)) = jobs[index].split(arena) {
             let (nonce, aad) = (key.nonce(header), key.associated_data(header, &jobs[index]));
-            if crypt(&nonce, &aad[..key.aad_bytes.into()], payload, icv) {
+            if portable.crypt::<SEAL>(&nonce, &aad[..key.aad_bytes.into()], payload, icv) {
                 done = done.with(index);
             }
         }
@@ -248,7 +226,6 @@ enum Expanded {
     #[cfg(target_arch = "x86_64")]
     AesNi(Box<x86::Key<1>>),
     Portable(Box<portable::Key>),
-    ChaCha(Box<chacha::Key>),
 }
 
 impl AeadKey {
@@ -292,14 +269,8 @@ impl AeadKey {
             (Implementation::AesNi, AeadSuite::Aes128Gcm16 | AeadSuite::Aes256Gcm16) => {
                 x86::Key::new(key, salt, aad_bytes).map(|key| Expanded::AesNi(Box::new(key)))
             }
-            (Implementation::Portable, AeadSuite::Aes128Gcm16) => {
-                portable::Key::aes128(key).map(|key| Expanded::Portable(Box::new(key)))
-            }
-            (Implementation::Portable, AeadSuite::Aes256Gcm16) => {
-                portable::Key::aes256(key).map(|key| Expanded::Portable(Box::new(key)))
-            }
-            (_, AeadSuite::ChaCha20Poly1305) => {
-                chacha::Key::new(key).map(|key| Expanded::ChaCha(Box::new(key)))
+            (Implementation::Portable, _) | (_, AeadSuite::ChaCha20Poly1305) => {
+                portable::Key::new(suite, key).map(|key| Expanded::Portable(Box::new(key)))
             }
         };
         expanded
@@ -356,7 +327,6 @@ impl AeadKey {
             #[cfg(target_arch = "x86_64")]
             Expanded::AesNi(key) => key.schedule().prefetch(),
             Expanded::Portable(key) => prefetch(&**key),
-            Expanded::ChaCha(key) => prefetch(&**key),
         }
     }
 
