@@ -26,7 +26,6 @@
 use super::{
     super::*,
     chunk::{Chunk, Four, LONG, LONG_KEY, sorted},
-    halves::{Halves, prepared},
     parts, *,
 };
 use crate::aead::x86::{
@@ -109,7 +108,6 @@ with_features! {
         }
         let Some(chunk) = sorted(run, BLOCKS_MAX) else { return };
         run.done |= chunk.valid;
-        let halves = Halves::new();
         let mut kinds = [0; 64];
         // SAFETY: 64 bytes.
         unsafe { store(kinds.as_mut_ptr(), chunk.kinds) };
@@ -120,7 +118,7 @@ with_features! {
             left &= !alike;
             let rounds = if kind & LONG_KEY != 0 { 14 } else { 10 };
             one_by_one |= if kind & LONG != 0 { alike } else {
-                abreast::<SEAL>(run, &halves, &chunk, alike, usize::from(kind & !LONG_KEY), rounds)
+                abreast::<SEAL>(run, &chunk, alike, usize::from(kind & !LONG_KEY), rounds)
             };
         }
         if one_by_one == 0 {
@@ -138,7 +136,7 @@ with_features! {
     /// Takes packets of one kind, one bit each: four of one key as long as there are, then four of any. Gives what
     /// remains: one at most.
     fn abreast<'k, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, halves: &Halves, chunk: &Chunk<'k>, mut alike: u64, blocks: usize, rounds: usize,
+        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut alike: u64, blocks: usize, rounds: usize,
     ) -> u64 {
         loop {
             let mut same_key = chunk.same_key(alike);
@@ -153,41 +151,39 @@ with_features! {
                 same_key &= same_key - 1;
             }
             alike = alike & !same_key | over;
-            let key = chunk.key(same_key.trailing_zeros() as usize);
-            let sums = prepared(halves, key, blocks + 2);
-            of_kind::<true, SEAL>(run, chunk, same_key, blocks, rounds, sums);
+            of_kind::<true, SEAL>(run, chunk, same_key, blocks, rounds);
         }
         if blocks > BLOCKS_MAX_MIXED {
             return alike;
         }
         let rest = u64::from(alike.count_ones() % 4 == 1) * (alike & alike.wrapping_neg());
         if alike != rest {
-            of_kind::<false, SEAL>(run, chunk, alike ^ rest, blocks, rounds, core::ptr::null());
+            of_kind::<false, SEAL>(run, chunk, alike ^ rest, blocks, rounds);
         }
         rest
     }
 
     fn of_kind<'k, const SAME_KEY: bool, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, set: u64, blocks: usize, rounds: usize, sums: *const __m128i,
+        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, set: u64, blocks: usize, rounds: usize,
     ) {
         match blocks {
-            1 => one_pass::<2, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            2 => one_pass::<3, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            3 => one_pass::<4, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            4 => one_pass::<5, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            5 => one_pass::<6, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            6 => one_pass::<7, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            7 => one_pass::<8, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            8 => one_pass::<9, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            9 => one_pass::<10, SAME_KEY, SEAL>(run, chunk, set, rounds, sums),
-            10 => two_passes::<6, 5, SEAL>(run, chunk, set, rounds, sums),
-            11 => two_passes::<6, 6, SEAL>(run, chunk, set, rounds, sums),
-            12 => two_passes::<7, 6, SEAL>(run, chunk, set, rounds, sums),
-            13 => two_passes::<7, 7, SEAL>(run, chunk, set, rounds, sums),
-            14 => two_passes::<8, 7, SEAL>(run, chunk, set, rounds, sums),
-            15 => two_passes::<8, 8, SEAL>(run, chunk, set, rounds, sums),
-            16 => two_passes::<9, 8, SEAL>(run, chunk, set, rounds, sums),
-            _ => two_passes::<9, 9, SEAL>(run, chunk, set, rounds, sums),
+            1 => one_pass::<2, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            2 => one_pass::<3, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            3 => one_pass::<4, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            4 => one_pass::<5, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            5 => one_pass::<6, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            6 => one_pass::<7, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            7 => one_pass::<8, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            8 => one_pass::<9, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            9 => one_pass::<10, SAME_KEY, SEAL>(run, chunk, set, rounds),
+            10 => two_passes::<6, 5, SEAL>(run, chunk, set, rounds),
+            11 => two_passes::<6, 6, SEAL>(run, chunk, set, rounds),
+            12 => two_passes::<7, 6, SEAL>(run, chunk, set, rounds),
+            13 => two_passes::<7, 7, SEAL>(run, chunk, set, rounds),
+            14 => two_passes::<8, 7, SEAL>(run, chunk, set, rounds),
+            15 => two_passes::<8, 8, SEAL>(run, chunk, set, rounds),
+            16 => two_passes::<9, 8, SEAL>(run, chunk, set, rounds),
+            _ => two_passes::<9, 9, SEAL>(run, chunk, set, rounds),
         }
     }
 }
@@ -204,13 +200,13 @@ struct Behind<'k, 'r, const N: usize> {
 with_features! {
     /// Packets that are one pass of N streams.
     fn one_pass<'k, const N: usize, const SAME_KEY: bool, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut set: u64, rounds: usize, sums: *const __m128i,
+        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut set: u64, rounds: usize,
     ) {
-        let four = chunk.four(run, &mut { set }, sums);
+        let four = chunk.four(run, &mut { set });
         let mut behind = Behind { four, blocks: [zero(); N], tag_masks: zero() };
         let mut begins = true;
         while set != 0 {
-            let four = chunk.four(run, &mut set, sums);
+            let four = chunk.four(run, &mut set);
             let mut streams = begun::<N, SAME_KEY>(&four, 1);
             if begins {
                 begins = false;
@@ -229,16 +225,16 @@ with_features! {
 
     /// Packets that are one pass of A streams, and one of B.
     fn two_passes<'k, const A: usize, const B: usize, const SEAL: bool>(
-        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut set: u64, rounds: usize, sums: *const __m128i,
+        run: &mut Run<'_, 'k>, chunk: &Chunk<'k>, mut set: u64, rounds: usize,
     ) {
         const SAME_KEY: bool = true;
         let blocks = A + B - 1;
-        let four = chunk.four(run, &mut { set }, sums);
+        let four = chunk.four(run, &mut { set });
         let mut second = Behind { four, blocks: [zero(); B], tag_masks: zero() };
         let mut sum = parts::no_products();
         let mut begins = true;
         while set != 0 {
-            let four = chunk.four(run, &mut set, sums);
+            let four = chunk.four(run, &mut set);
             let mut streams = begun::<A, true>(&four, 1);
             if begins {
                 begins = false;
@@ -488,22 +484,18 @@ with_features! {
     /// Power e of H in every lane, and its halves added.
     fn powers<const SAME_KEY: bool>(four: &Four<'_, '_>, e: usize) -> (Vector, Vector) {
         if SAME_KEY {
-            // SAFETY: those of all powers that these packets need have been prepared.
-            let halves = unsafe { _mm_load_si128(four.sums.add(POWERS - e)) };
-            (all_lanes(four.keys[0].powers[POWERS - e]), all_lanes(halves))
+            let key = four.keys[0];
+            (all_lanes(key.powers[POWERS - e]), all_lanes(key.sums[POWERS - e]))
         } else {
             let powers = lanes_of(each!(key of four.keys => key.powers[POWERS - e]));
-            (powers, add(powers, halves_swapped(powers)))
+            (powers, parts::halves_added(powers))
         }
     }
 
     /// Reduces each lane for itself.
     fn reduce(sum: parts::Products) -> Vector {
-        let fold = |x| {
-            let multiple = _mm512_clmulepi64_epi128::<0x00>(x, _mm512_set1_epi64(super::super::field::P));
-            add(halves_swapped(x), multiple)
-        };
-        let middle = add(sum.cross, add(sum.low, sum.high));
-        add(sum.high, fold(add(middle, fold(sum.low))))
+        let middle = parts::middle(sum);
+        let multiple = multiply::<0x00>(middle, parts::p());
+        add(sum.high, add(halves_swapped(middle), multiple))
     }
 }

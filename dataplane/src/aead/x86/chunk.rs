@@ -37,8 +37,6 @@ pub(super) struct Four<'k, 'r> {
     pub(super) keys: [&'k Schedule; 4],
     /// If it is the same for all four.
     pub(super) form: Option<&'static Form>,
-    /// Sums of the halves of the key's powers, if it is the same.
-    pub(super) sums: *const __m128i,
 }
 
 with_features! {
@@ -113,12 +111,7 @@ impl<'k> Chunk<'k> {
 
     /// Takes the first four out of a set of valid ones of one kind, or what there is.
     #[inline(always)]
-    pub(super) fn four<'r>(
-        &self,
-        run: &Run<'r, 'k>,
-        of: &mut u64,
-        sums: *const __m128i,
-    ) -> Four<'k, 'r> {
+    pub(super) fn four<'r>(&self, run: &Run<'r, 'k>, of: &mut u64) -> Four<'k, 'r> {
         let mut last = 0;
         let mut next = || {
             if *of != 0 {
@@ -136,7 +129,6 @@ impl<'k> Chunk<'k> {
             payloads: jobs.map(|job| unsafe { run.arena.add(job.start as usize) }),
             keys: four.map(|i| self.key(i)),
             form: self.form,
-            sums,
         }
     }
 

@@ -27,6 +27,11 @@ one_lane_features! {
         _mm_shuffle_epi8(x, reversal())
     }
 
+    /// In both halves, the sum of both.
+    pub(super) fn halves_added(x: __m128i) -> __m128i {
+        _mm_xor_si128(x, _mm_shuffle_epi32::<0x4e>(x))
+    }
+
     /// x·x⁻⁶⁴ modulo g.
     pub(super) fn fold(x: __m128i) -> __m128i {
         _mm_xor_si128(_mm_shuffle_epi32::<0x4e>(x), _mm_clmulepi64_si128::<0x00>(x, _mm_set1_epi64x(P)))
@@ -40,7 +45,6 @@ one_lane_features! {
 
     /// a·b·x⁻¹²⁸ modulo g.
     pub(super) fn multiply(a: __m128i, b: __m128i) -> __m128i {
-        let halves_added = |x| _mm_xor_si128(x, _mm_shuffle_epi32::<0x4e>(x));
         reduce(
             _mm_clmulepi64_si128::<0x00>(a, b),
             _mm_clmulepi64_si128::<0x00>(halves_added(a), halves_added(b)),

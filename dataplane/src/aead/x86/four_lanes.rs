@@ -23,8 +23,6 @@ macro_rules! with_features {
 pub(super) mod abreast;
 #[path = "chunk.rs"]
 mod chunk;
-#[path = "halves.rs"]
-mod halves;
 #[path = "parts.rs"]
 pub(super) mod parts;
 

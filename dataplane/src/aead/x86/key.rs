@@ -3,7 +3,7 @@
 use super::{
     super::prefetch_lines,
     SALT_BYTES,
-    field::{P, multiply, one_lane_features, reversed},
+    field::{P, halves_added, multiply, one_lane_features, reversed},
     missing,
     packet::{FORMS, Form},
 };
@@ -19,8 +19,8 @@ pub(in crate::aead) struct Key<const LANES: usize>(Schedule);
 /// All that the packets of a key need: round keys and powers of H. Wiped on drop.
 ///
 /// Powers lie in falling order, so that neighbours are what the lanes of a vector are to be multiplied with;
-/// zeros behind H¹ leave lanes past the end without effect. Short packets with AES-128 need the first three lines and one or
-/// two of those before the last.
+/// zeros behind H¹ leave lanes past the end without effect. Short packets with AES-128 need the first three lines and the last
+/// one or two of the powers.
 #[repr(C, align(64))]
 pub(in crate::aead) struct Schedule {
     pub(super) form: &'static Form,
@@ -31,9 +31,15 @@ pub(in crate::aead) struct Schedule {
     _line: [__m128i; 3],
     /// `powers[POWERS - i]` is Hⁱ. H⁴⁰ begins a cache line.
     pub(super) powers: [__m128i; POWERS + 3],
+    /// In the place of each power: its halves' sum, in both halves. Apart from the powers, as short packets go without.
+    pub(super) sums: [__m128i; POWERS + 3],
 }
 const _: () = assert!(core::mem::offset_of!(Schedule, powers) % 64 == 48);
 const _: () = assert!(core::mem::offset_of!(Schedule, round_keys) + 11 * 16 == 3 * 64);
+/// From a power to its sum.
+pub(super) const SUM_BYTES: usize =
+    core::mem::offset_of!(Schedule, sums) - core::mem::offset_of!(Schedule, powers);
+const _: () = assert!(SUM_BYTES.is_multiple_of(64));
 
 impl<const LANES: usize> Key<LANES> {
     /// Expands a key of 16 or 32 bytes, for packets with AAD of this length; `None` for other lengths or on a CPU that cannot
@@ -60,6 +66,7 @@ impl Drop for Schedule {
     fn drop(&mut self) {
         self.round_keys.zeroize();
         self.powers.zeroize();
+        self.sums.zeroize();
     }
 }
 
@@ -131,10 +138,12 @@ impl Schedule {
             round_keys,
             _line: [_mm_setzero_si128(); 3],
             powers: [_mm_setzero_si128(); POWERS + 3],
+            sums: [_mm_setzero_si128(); POWERS + 3],
         };
         let mut power = h;
         for at in (0..POWERS).rev() {
             expanded.powers[at] = power;
+            expanded.sums[at] = halves_added(power);
             power = multiply(power, h);
         }
         expanded
@@ -157,7 +166,12 @@ mod tests {
                 // SAFETY: lanes are bytes.
                 unsafe { slice::from_raw_parts(lanes.as_ptr().cast(), 16 * lanes.len()) }.to_vec()
             };
-            [bytes(&schedule.round_keys), bytes(&schedule.powers)].concat()
+            [
+                bytes(&schedule.round_keys),
+                bytes(&schedule.powers),
+                bytes(&schedule.sums),
+            ]
+            .concat()
         };
         let before = secrets(&schedule);
         assert!(before[..32].iter().all(|byte| *byte == 0x5a));

@@ -10,7 +10,7 @@
 //! | `one_lane.rs` | 1 | AES-NI, PCLMULQDQ, SSE4.1: everything of the last decade, small appliances without AVX included |
 //! | `parts.rs` | all | the kernel of any run: a pipeline of parts of packets; compiled once for each width |
 //! | `abreast.rs` | 4 | the kernel of short packets: four of equal block count, one in each lane |
-//! | `chunk.rs`, `halves.rs` | 4 | which packets go abreast; what is prepared per key while a run lasts |
+//! | `chunk.rs` | 4 | which packets go abreast |
 //! | `field.rs`, `key.rs`, `packet.rs` | | what all share: arithmetic of one lane, what is prepared per key, how a packet begins and ends |
 //!
 //! # A packet as a stream of lanes
@@ -57,9 +57,12 @@
 //!
 //! Parts are sums: any number of products, by different powers of H, is added up before one reduction ends
 //! them all. So the blocks of a packet are multiplied by falling powers of H independently of each other
-//! (m₁·Hⁿ + m₂·Hⁿ⁻¹ + … is Horner's rule written out), and only the powers are kept per key: the multiplier is the
-//! bottleneck on most CPUs, so three multiplications beat the four that a second, folded table would allow with a
-//! cheaper reduction, and the key stays small enough for thousands of SAs.
+//! (m₁·Hⁿ + m₂·Hⁿ⁻¹ + … is Horner's rule written out). The multiplier is the bottleneck on most CPUs, so three
+//! multiplications beat the four that a second, folded table would allow with a cheaper reduction.
+//!
+//! A key keeps H¹ to H⁴¹ and, apart from them, the sum b₀+b₁ of the halves of each: 1728 bytes with the round keys, of which
+//! 704 are the sums. Packets abreast under different keys add up their halves anew instead, as of many keys each line is
+//! far away.
 //!
 //! # Where the cycles go
 //!

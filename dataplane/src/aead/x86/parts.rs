@@ -17,7 +17,7 @@ use crate::aead::{
     set_of,
     x86::{
         field,
-        key::{POWERS, Schedule},
+        key::{POWERS, SUM_BYTES, Schedule},
         packet::{aad_block, finish, lengths_block, nonce_block},
     },
 };
@@ -67,10 +67,8 @@ with_features! {
     pub(in crate::aead::x86) fn end_run<'r, const SEAL: bool>(run: &mut Run<'r, '_>, behind: &mut Behind<'r>) {
         let mut sum = no_products();
         behind.blocks[0] = add(behind.blocks[0], first_lane(behind.hash));
-        for (v, block) in behind.blocks.iter().take(behind.vectors).enumerate() {
-            // SAFETY: powers of H lie there for each vector.
-            let power = unsafe { load(behind.powers.wrapping_add(VECTOR_BYTES * v)) };
-            multiply_add(&mut sum, *block, power);
+        for v in 0..behind.vectors.min(PART_VECTORS + 1) {
+            multiply_add(&mut sum, behind, v);
         }
         end_part::<SEAL>(run, behind, sum);
     }
@@ -157,26 +155,25 @@ with_features! {
             *s = add(start, counter);
         }
         let mut sum = no_products();
-        let (vectors, powers) = (behind.vectors, behind.powers);
+        let vectors = behind.vectors;
         each_round!(round of R {
             for s in &mut stream {
                 *s = in_order(aes_round(*s, round_keys[round]));
             }
             // The first vector waits for the hash of the part before, so it comes last.
             if round == 9 {
-                let block = add(behind.blocks[0], first_lane(hash));
-                // SAFETY: powers of H lie there for each vector.
-                multiply_add(&mut sum, block, unsafe { load(powers) });
-            } else if round < 9 && round < vectors {
-                // SAFETY: as above.
-                let power = unsafe { load(powers.wrapping_add(VECTOR_BYTES * round)) };
-                multiply_add(&mut sum, behind.blocks[round], power);
-            }
-            if round == 8 && PART_VECTORS > 8 && vectors > 9 {
-                for v in 9..vectors.min(PART_VECTORS + 1) {
-                    // SAFETY: as above.
-                    let power = unsafe { load(powers.wrapping_add(VECTOR_BYTES * v)) };
-                    multiply_add(&mut sum, behind.blocks[v], power);
+                behind.blocks[0] = add(behind.blocks[0], first_lane(hash));
+                multiply_add(&mut sum, behind, 0);
+            } else if round < 9 && round.is_multiple_of(2) {
+                if round < vectors {
+                    multiply_add_two(&mut sum, behind, round - 1);
+                } else if round - 1 < vectors {
+                    multiply_add(&mut sum, behind, round - 1);
+                }
+                if round == 8 && PART_VECTORS > 8 && vectors > 9 {
+                    for v in 9..vectors.min(PART_VECTORS + 1) {
+                        multiply_add(&mut sum, behind, v);
+                    }
                 }
             }
         });
@@ -241,20 +238,52 @@ with_features! {
         Products { low: zero(), cross: zero(), high: zero() }
     }
 
-    /// Adds the product of each lane with its power of H.
-    pub(super) fn multiply_add(sum: &mut Products, x: Vector, power: Vector) {
-        sum.low = add(sum.low, multiply::<0x00>(x, power));
-        sum.cross = add(sum.cross, multiply::<0x00>(halves_added(x), halves_added(power)));
-        sum.high = add(sum.high, multiply::<0x11>(x, power));
+    /// Adds the products of a vector that is behind, each lane with its power of H.
+    fn multiply_add(sum: &mut Products, behind: &Behind<'_>, v: usize) {
+        let [low, cross, high] = products(behind, v);
+        sum.low = add(sum.low, low);
+        sum.cross = add(sum.cross, cross);
+        sum.high = add(sum.high, high);
+    }
+
+    /// The same of this one and the next: with AVX-512, a sum of three is one instruction.
+    fn multiply_add_two(sum: &mut Products, behind: &Behind<'_>, v: usize) {
+        let [low, cross, high] = products(behind, v);
+        let [next_low, next_cross, next_high] = products(behind, v + 1);
+        sum.low = add(sum.low, add(low, next_low));
+        sum.cross = add(sum.cross, add(cross, next_cross));
+        sum.high = add(sum.high, add(high, next_high));
+    }
+
+    fn products(behind: &Behind<'_>, v: usize) -> [Vector; 3] {
+        let x = behind.blocks[v];
+        let place = behind.powers.wrapping_add(VECTOR_BYTES * v);
+        // SAFETY: powers of H lie there for each vector, and their sums after them.
+        let (power, sum) = unsafe { (load(place), load(place.wrapping_add(SUM_BYTES))) };
+        [
+            multiply::<0x00>(x, power),
+            multiply::<0x00>(halves_added(x), sum),
+            multiply::<0x11>(x, power),
+        ]
+    }
+
+    pub(super) fn p() -> Vector {
+        all_lanes(_mm_set1_epi64x(field::P))
     }
 
     pub(super) fn halves_added(x: Vector) -> Vector {
         add(x, halves_swapped(x))
     }
 
+    /// Of each lane, what is to be folded once more and added to `high`.
+    pub(super) fn middle(sum: Products) -> Vector {
+        let multiple = multiply::<0x00>(sum.low, p());
+        add(add(sum.cross, add(sum.low, sum.high)), add(multiple, halves_swapped(sum.low)))
+    }
+
     /// Reduces the sum of a part: the tag, or what the next part's hash begins with.
     fn end_part<const SEAL: bool>(run: &mut Run<'_, '_>, behind: &Behind<'_>, sum: Products) -> __m128i {
-        let hash = field::reduce(add_lanes(sum.low), add_lanes(sum.cross), add_lanes(sum.high));
+        let hash = _mm_xor_si128(add_lanes(sum.high), field::fold(add_lanes(middle(sum))));
         let (true, Some(job)) = (behind.ends, behind.job) else {
             return hash;
         };
