@@ -133,13 +133,23 @@ class EchoService(threading.Thread):
         super().__init__(daemon=True)
         self.socket = machine.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         self.socket.bind(("::", 7))
+        self.stopping = False
 
     def run(self):
-        with contextlib.suppress(OSError):
-            while True:
-                data, sender = self.socket.recvfrom(65535)
-                with contextlib.suppress(OSError):
-                    self.socket.sendto(data, sender)
+        while True:
+            data, sender = self.socket.recvfrom(65535)
+            if self.stopping:
+                return
+            with contextlib.suppress(OSError):
+                self.socket.sendto(data, sender)
+
+    def stop(self):
+        """Ends the thread first: one that still waits here when the descriptor's number is used again may take what comes there."""
+        self.stopping = True
+        with contextlib.suppress(OSError):  # it is not connected, and is woken all the same
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.join()
+        self.socket.close()
 
 
 class Wiretap(threading.Thread):
@@ -304,7 +314,7 @@ class World:
             machine.ip("link", "set", "lo", "up")
             service = EchoService(machine)
             service.start()
-            self.stack.callback(service.socket.close)
+            self.stack.callback(service.stop)
         directory = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="esplane-test-"))
         self.daemons = [Daemon(self.program, machine, directory) for machine in self.machines]
         self.stack.callback(self.kill)
@@ -337,7 +347,7 @@ class World:
         ip("netns", "exec", gateway.namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
         service = EchoService(host)
         service.start()
-        self.stack.callback(service.socket.close)
+        self.stack.callback(service.stop)
         return host
 
     def kill(self):
