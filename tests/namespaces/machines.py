@@ -322,10 +322,11 @@ class World:
         self.tap.start()
         self.stack.callback(self.tap.stop)
 
-    def connect(self):
-        """The cable between both machines."""
+    def connect(self, queues=1):
+        """The cable between both machines. Each end has so many queues each way."""
         berlin, oslo = self.machines
-        berlin.ip("link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", oslo.namespace)
+        end = ["name", "eth0", "numtxqueues", str(queues), "numrxqueues", str(queues)]
+        berlin.ip("link", "add", *end, "type", "veth", "peer", *end, "netns", oslo.namespace)
         for machine in self.machines:
             machine.ip("address", "add", f"{machine.v4}/24", "dev", "eth0")
             machine.ip("address", "add", f"{machine.v6}/64", "dev", "eth0", "nodad")

@@ -150,9 +150,8 @@ def workers_send_from_ports_of_their_own(world):
         assert ports == {(0, 4500), (1, 20001)}, ports
         assert "workers send from ports 20001 too" in daemon.show("tunnels"), daemon.show("tunnels")
         assert daemon.status()["peers"][0]["endpoint"] == f"{peer.v4}:4500"
-    sent = {(f[26:30], int.from_bytes(f[34:36], "big")) for f in world.tap.datagrams(4500)}
-    both = {(socket.inet_aton(machine.v4), port) for machine in (berlin, oslo) for port in (4500, 20001)}
-    assert sent == both, sent
+    both = {(machine.v4, port) for machine in (berlin, oslo) for port in (4500, 20001)}
+    assert esp_sources(world.tap) == both, esp_sources(world.tap)
     # Nothing moved, however the ports alternate; then oslo moves.
     assert not [line for line in (a.log() + b.log()).splitlines() if "is at" in line and "20001" in line]
     oslo.ip("address", "delete", f"{oslo.v4}/24", "dev", "eth0")
@@ -330,6 +329,49 @@ def nic_mode_outside(world):
     eventually(lambda: "xdp" not in berlin.link("eth0"), "the program goes with the process, however it ends")
     a.start()
     eventually(lambda: berlin.echo(oslo.inner_v4), "and it comes back")
+
+
+def nic_mode_with_worker_ports(world):
+    """Past the kernel, too, workers send from ports of their own, and what comes from such ports is taken."""
+    berlin, oslo = world.machines
+    berlin.ip("link", "delete", "eth0")
+    world.connect(queues=2)  # one for each worker
+    own = "parallel_sas: 2\n    rekey: { seconds: 6 }"
+    world.configure(berlin=own, oslo=own)
+    for daemon, more in zip(world.daemons, ("outer: { xdp: { interface: eth0 } }\n", "")):
+        with daemon.config_file.open("a") as file:
+            file.write(f"worker_ports: 20001\n{more}")
+    a, b = world.start()
+    eventually(lambda: berlin.echo(oslo.inner_v4), "the tunnel is up")
+    near, far = Wiretap(berlin), Wiretap(oslo)
+    for tap in (near, far):
+        tap.start()
+
+    def past_the_kernel():
+        """Berlin's kernel sees no ESP, of which oslo's sees all."""
+        for tap in (near, far):
+            tap.frames.clear()
+        assert all(berlin.echo(oslo.inner_v4, 200, timeout=2) for _ in range(64))
+        return not esp_sources(near)
+
+    both = {(machine.v4, port) for machine in (berlin, oslo) for port in (4500, 20001)}
+    eventually(past_the_kernel, "next hops are known")
+    assert esp_sources(far) == both, esp_sources(far)
+    rekeys = a.status()["peers"][0]["rekeys"]
+    for _ in range_for(seconds=7):
+        assert berlin.echo(oslo.inner_v4, 200, timeout=2)
+    assert a.status()["peers"][0]["rekeys"] > rekeys
+    eventually(past_the_kernel, "and a rekey changes nothing")
+    assert esp_sources(far) == both, esp_sources(far)
+    for tap in (near, far):
+        tap.stop()
+    assert unexpected(a) == {} and unexpected(b) == {}
+
+
+def esp_sources(tap):
+    """From which addresses and ports ESP in UDP came by there."""
+    esp = (frame for frame in tap.datagrams(4500) if frame[42:46] != bytes(4))
+    return {(socket.inet_ntoa(frame[26:30]), int.from_bytes(frame[34:36], "big")) for frame in esp}
 
 
 def nic_mode_over_ipv6(world):
@@ -722,6 +764,7 @@ STORIES = [
     static_sas_in_plain_esp,
     every_size_around_the_mtu,
     nic_mode_outside,
+    nic_mode_with_worker_ports,
     nic_mode_over_ipv6,
     nic_mode_on_both_sides,
     nic_mode_as_a_service,
