@@ -89,20 +89,28 @@ impl Context {
     /// or its SA removed.
     fn allocate_spi(&mut self) -> Spi {
         loop {
-            if let Ok(spi) = Spi::new(self.random.number())
-                && !self.reserved.contains(&spi)
-                && self.spis.insert(spi)
-            {
+            let number = self.random.number();
+            if let Some(spi) = self.take_spi(number) {
                 return spi;
             }
         }
     }
 
-    /// So many of them.
+    /// If it is one and nobody has it.
+    fn take_spi(&mut self, number: u32) -> Option<Spi> {
+        let spi = Spi::new(number).ok()?;
+        (!self.reserved.contains(&spi) && self.spis.insert(spi)).then_some(spi)
+    }
+
+    /// So many of them, in a row as far as they are free: receivers spread SPIs over their workers by the remainder, so each
+    /// worker gets as many as any other.
     pub(crate) fn allocate_spis(&mut self, count: u8) -> Spis {
+        let first = self.allocate_spi();
+        let following = (1..).map(|step| first.get().wrapping_add(step));
+        let free = following.filter_map(|number| self.take_spi(number));
         Spis {
-            first: self.allocate_spi(),
-            more: (1..count).map(|_| self.allocate_spi()).collect(),
+            first,
+            more: free.take(usize::from(count).saturating_sub(1)).collect(),
         }
     }
 
@@ -139,5 +147,51 @@ impl Context {
             (_, IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
             (_, IpAddr::V6(_)) => Ipv6Addr::UNSPECIFIED.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{LoadPolicy, StaticSecretKey};
+
+    fn context(seed: u8, reserved_spis: Vec<Spi>) -> Context {
+        Context::new(NodeConfig {
+            private_key: StaticSecretKey::generate([1; 32]),
+            listen_port: 4500,
+            local: None,
+            seed: [seed; 32],
+            worker_ports: Vec::new(),
+            reserved_spis,
+            under_load: LoadPolicy::default(),
+        })
+    }
+
+    #[test]
+    fn spis_of_one_handshake_are_as_many_for_each_worker() {
+        for seed in 0..50 {
+            let spis = context(seed, Vec::new()).allocate_spis(12);
+            for workers in [2, 3, 4, 6, 12] {
+                for worker in 0..workers {
+                    let of_worker = spis.all().filter(|spi| spi.get() % workers == worker);
+                    assert_eq!(of_worker.count() as u32, 12 / workers, "{spis:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_spi_that_somebody_has_is_passed_over() {
+        let first = context(7, Vec::new()).allocate_spi().get();
+        let taken = Spi::new(first + 2).unwrap();
+        let mut context = context(7, vec![taken]);
+        let spis = context.allocate_spis(4);
+        let numbers: Vec<u32> = spis.all().map(|spi| spi.get() - first).collect();
+        assert_eq!(numbers, [0, 1, 3, 4]);
+        // And so are the reserved ones, over the end of all numbers.
+        assert_eq!(context.take_spi(255), None);
+        assert_eq!(context.take_spi(first), None);
+        context.release_spis(spis.all());
+        assert!(context.take_spi(first).is_some());
     }
 }
