@@ -68,9 +68,9 @@
 //! | step | out | in |
 //! |---|---|---|
 //! | AEAD: five blocks, as the trailer makes 64 bytes 68 | 30 | 30 |
-//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 32 | 40 |
-//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0), outer IP and UDP header | 35 | 16 |
-//! | all | 97 | 86 |
+//! | classify; number or window; ESP header and trailer, written or taken off; the driver's record, verdict; selectors inbound | 30 | 40 |
+//! | look up the route (a destination of its own for each packet; in a row of one flow it is 0), outer IP and UDP header | 36 | 14 |
+//! | all | 96 | 84 |
 //!
 //! What is paid once a run of packets with one SA and so vanishes above: reserving numbers, lifetimes and counters. Locked
 //! instructions of a run are one outbound and one inbound (two more for each further 32 numbers), and two more where another worker
@@ -82,14 +82,15 @@
 //!
 //! | SAs in turn, 64 bytes | out | in |
 //! |---|---|---|
-//! | 1 | 97 | 86 |
-//! | 10 | 132 | 128 |
-//! | 1,000 | 184 | 196 |
-//! | 10,000 | 181 | 198 |
-//! | 100,000 | 231 | 242 |
+//! | 1 | 96 | 84 |
+//! | 10 | 137 | 126 |
+//! | 1,000 | 186 | 184 |
+//! | 10,000 | 183 | 190 |
+//! | 100,000 | 257 | 314 |
 //!
-//! (`esplane bench`, minima of windows of 64 packets. Beyond 10,000 medians are much higher, 420 and 570 at 100,000: a minimum is a
-//! window whose records were in a nearer cache.)
+//! (`esplane bench`, means of the minima of two runs. Beyond 10,000 medians are much higher, 440 and 600 at 100,000: a minimum is a
+//! window whose records were in a nearer cache. Long packets use up to 25 lines of a key, 11 of them for sums that save them instructions:
+//! IMIX costs 150 and 149 with one SA, 285 and 392 with 10,000 in turn.)
 //!
 //! # Where we deviate, and why
 //!

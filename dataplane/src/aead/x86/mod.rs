@@ -76,17 +76,17 @@
 //! other, are a hundred cycles at least, and a core looks some 450 instructions ahead: about one short packet by four.
 //! Hence both kernels write the GHASH of what is behind between the rounds of what is next.
 //!
-//! Core cycles a packet, sealing with AES-128, one key, 64 packets a run that lie in the cache; minima over many short
-//! windows on one Zen 5 core. `portable` is the `aes-gcm` crate, with the vector instructions that it finds by itself.
+//! Core cycles a packet, sealing with AES-128, one key, 64 packets a run that lie in the cache (`esplane bench --filter aead-seal`,
+//! minima, each implementation forced in turn on one Zen 5 core). `portable` is the `aes-gcm` crate, with the vector instructions
+//! that it finds by itself.
 //!
 //! | | 64 B | 128 B | 256 B | 512 B | 1024 B | 1400 B | 8960 B | IMIX |
 //! |---|---|---|---|---|---|---|---|---|
-//! | `avx512` | 30 | 43 | 63 | 120 | 197 | 261 | 1430 | 84 |
-//! | `avx512`, 64 keys | 36 | 50 | 90 | 122 | 199 | 262 | 1430 | 89 |
-//! | `avx512`, AES-256 | 32 | 46 | 71 | 126 | 213 | 286 | 1630 | 89 |
-//! | `vaes256` | 64 | 82 | 128 | 205 | 362 | 473 | 2790 | 151 |
-//! | `aesni` | 77 | 122 | 199 | 353 | 663 | 895 | 5490 | 243 |
-//! | `portable` | 523 | 590 | 719 | 977 | 1541 | 2256 | 9940 | 830 |
+//! | `avx512` | 24 | 37 | 57 | 109 | 185 | 246 | 1360 | 74 |
+//! | `avx512`, AES-256 | 26 | | | | | 273 | | |
+//! | `vaes256` | 63 | 76 | 137 | 224 | 396 | 492 | 2970 | 153 |
+//! | `aesni` | 74 | 122 | 206 | 369 | 698 | 945 | 6000 | 253 |
+//! | `portable` | 536 | 601 | 732 | 996 | 1580 | 2340 | 10200 | 850 |
 //!
 //! # Nothing secret steers
 //!
