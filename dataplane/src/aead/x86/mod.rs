@@ -92,7 +92,7 @@
 //!
 //! No branch and no address depends on key, plaintext or tag; lengths and the verdict are public. AES and
 //! multiplication are single instructions of fixed time. A tag is compared in one piece, see
-//! `packet::finish`; four abreast at once, and one by one only where one of them is wrong.
+//! `packet::is_authentic`; four abreast at once, and one by one only where one of them is wrong.
 //!
 //! # Safety
 //!

@@ -37,8 +37,7 @@ pub(super) fn icv(payload: *mut u8, bytes: usize) -> *mut u8 {
 }
 
 one_lane_features! {
-    /// Writes the tag, or compares it: all bytes at once, without early exit. A payload that is not
-    /// authentic is wiped, so that nobody can use it by mistake.
+    /// Writes the tag, or compares it.
     pub(super) fn finish<const SEAL: bool>(payload: *mut u8, bytes: usize, tag: __m128i) -> bool {
         if SEAL {
             // SAFETY: 16 bytes of ICV lie behind the payload.
@@ -55,7 +54,8 @@ one_lane_features! {
         unsafe { _mm_loadu_si128(icv(payload, bytes).cast()) }
     }
 
-    /// Whether the ICV is right; where it is not, no plaintext stays.
+    /// Compares the tag with the ICV: all bytes at once, without early exit. A payload that is not authentic is wiped, so that
+    /// nobody can use it by mistake.
     pub(super) fn is_authentic(payload: *mut u8, bytes: usize, tag: __m128i, received: __m128i) -> bool {
         let difference = _mm_xor_si128(tag, received);
         let authentic = _mm_testz_si128(difference, difference) == 1;
